@@ -155,7 +155,9 @@ class TestTraining:
 
     def test_early_stopping_takes_the_best_weights(self) -> None:
         x, _ = make_moons(300, noise=0.3, random_state=0)
-        model = small(steps=2000, n_iter_no_change=3, learning_rate=1e-2, hidden=64, options={"gain": 1.0}).fit(x)
+        model = small(
+            steps=2000, n_iter_no_change=3, learning_rate=1e-2, hidden=64, options={"gain": 1.0}, base=None
+        ).fit(x)
         curve, steps = model.validation_curve_, model._fitted.evaluated
         best = int(np.argmin(curve))
         assert model.validation_loss_ == min(curve) and model.n_iter_ == steps[best] < steps[-1] < 2000
@@ -163,7 +165,7 @@ class TestTraining:
 
     def test_refitting_trains_on_all_rows_for_as_many_steps(self) -> None:
         x = np.abs(np.random.default_rng(0).normal(size=(300, 2)))
-        steady: Any = {"options": {"lr_schedule": "constant", "lr_warmup_steps": 5}}
+        steady: Any = {"options": {"lr_schedule": "constant", "lr_warmup_steps": 5}, "base": None}
         model = small(steps=100, **steady).fit(x)
         whole = small(steps=model.n_iter_, early_stopping=False, **steady).fit(x)
         assert 0 < model.n_iter_ <= 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,11 @@ def new_state(
     *,
     weights: Mapping[str, Tensor] | None = None,
     encoders: Mapping[str, Encoder] | None = None,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
     **options,
 ) -> TrainState:
-    """Initial state on the context's device, from ``weights`` or the seed; ``options`` are passed to it.
+    """Initial state on the context's device, from ``weights`` or the seed, of the network or what ``wrap`` makes of
+    it; ``options`` are passed to it.
 
     ``encoders`` are those of conditions, by name.
     """
@@ -137,6 +139,7 @@ def new_state(
     net = build_network(network, spec, grad_checkpointing=t.grad_checkpointing, seed=seed, **form)
     if weights is not None:
         net.load_state_dict({**net.state_dict(), **weights})  # what a flow's network lacks starts anew
+    net = net if wrap is None else wrap(net)
     parallel, twin = Parallel.choose(t.parallel, net, device), on_meta(net)
     net = parallel.place(net, device, pick_precision(t.mixed_precision, device, t.half))
     params = named_params(net)

@@ -65,6 +65,13 @@ class DataAdapter(ABC):
         return filled
 
 
+def columns_of_numbers(data: Any) -> int:
+    """Columns of an array (N, D) or of a frame of numbers alone; 0 of other data."""
+    if hasattr(data, "dtypes"):
+        return len(data.columns) if all(isinstance(d, np.dtype) and d.kind in "iuf" for d in data.dtypes) else 0
+    return data.shape[1] if getattr(data, "ndim", 0) == 2 else 0
+
+
 class ArrayAdapter(DataAdapter):
     """Arrays (N, D), whitened, or images (N, C, H, W), by default with the data's range as ``value_range``."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from advect.config.build import (
     build_loss,
@@ -20,7 +19,6 @@ from advect.config.build import (
     label_dropout,
 )
 from advect.config.build_trainer import check_method, new_state, new_trainer
-from advect.config.config import TrainingConfig
 from advect.config.plan import recipe_of, short_run
 from advect.config.threads import choose_threads, trial_step
 from advect.core.errors import UserError
@@ -35,23 +33,22 @@ from advect.evaluation.held_out import HeldOutLoss, MemoryStore, copied, held_ou
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
 from advect.networks.encoders import Encoder
+from advect.networks.mixture_base import Gaussians, WithMixture
 from advect.sklearn.adapters import DataAdapter
 from advect.sklearn.conditioning import taken
 from advect.sklearn.held_out_rows import Budget, mean_curve, split_rows
 from advect.sklearn.mixture import mixed_log_prob
+from advect.sklearn.mixture_base import FOLDED, MixtureKind, choose_mixture, fit_mixture, improves
 from advect.sklearn.settings import Settings, warn
-from advect.training import Callback, LearningRate, StopCriteria, Trainer, TrainState
+from advect.sklearn.training_state import LossCurve, SavedState, learning_rate
+from advect.training import Callback, StopCriteria
 from advect.training.callbacks import ProgressBar
-from advect.training.state import EMA_FILE, Progress
 
 _EVALUATIONS = 40
 """Points of a loss curve."""
 
 REFITTED = 2000
 """Most rows that are trained on once more, all of them, for the steps that held-out rows chose."""
-
-FOLDED = 200
-"""Most rows that are held out in five folds, one after the other, as a part would be too few to tell."""
 
 _LEAST = 500
 """Steps before which held-out rows never end training: a network may need them to do better than its start."""
@@ -79,6 +76,8 @@ class FittedFlow:
         train_score: median log density of at most 128 training rows, None if there is none or it costs too much.
         gap: by how much it exceeds that of held-out rows, of the training that left them out.
         others: transform and weights of each training that left out a fold.
+        base: the mixture that the network corrects, in model units, if any.
+        alone: whether the network adds nothing to it.
         copies: rows that repeat an earlier one and were left out; None unless asked for.
         encoders: of conditions by name, untrained.
     """
@@ -101,6 +100,8 @@ class FittedFlow:
     train_score: float | None = None
     gap: float | None = None
     others: tuple[tuple[Transform, dict[str, Tensor]], ...] = ()
+    base: Gaussians | None = None
+    alone: bool = False
     copies: np.ndarray | None = None
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
@@ -127,7 +128,10 @@ class FittedFlow:
         """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
         net = build_network(self.settings.network, self.spec, encoders=self.encoders, **method.form)
+        net = with_base(net, self.base, self.settings)
         net.load_state_dict(self.weights)
+        if isinstance(net, WithMixture):
+            net.alone = self.alone
         return Flow(
             net.to(place).eval(),
             self.spec,
@@ -141,6 +145,12 @@ class FittedFlow:
             learns_steps=method.learns_steps,
             device=place,
         )
+
+
+def with_base(net: nn.Module, base: Gaussians | None, settings: Settings) -> nn.Module:
+    """The network, or what it is as the correction of a mixture."""
+    method = settings.method
+    return net if base is None else WithMixture(net, base, build_path(method), method.prediction, method.t_eps)  # pyright: ignore[reportArgumentType]
 
 
 def fit_flow(
@@ -157,6 +167,7 @@ def fit_flow(
     previous: FittedFlow | None = None,
     folded: int = FOLDED,
     encoders: Mapping[str, Encoder] | None = None,
+    base: bool = False,
 ) -> FittedFlow:
     """Train ``settings.steps`` steps on x (N, *S), in data units, from ``previous`` or anew.
 
@@ -164,11 +175,11 @@ def fit_flow(
 
     ``validation`` > 0 holds out that share; training ends after ``patience`` evaluations without improvement, with the
     best weights. Few rows are then trained on anew, all of them, for as many steps; of up to ``folded`` rows each
-    fifth is held out in turn. Raises UserError as the configuration does.
+    fifth is held out in turn. With ``base``, and rows held out that are not folded, the network corrects a Gaussian
+    mixture that they choose, as far as that makes them likelier. Raises UserError as the configuration does.
     """
-    given = _Given(
-        adapter, settings, x, dict(cond), dict(conditions), seed, patience, verbose, previous, encoders or {}
-    )
+    told = seed, patience, verbose, previous, encoders or {}, base
+    given = _Given(adapter, settings, x, dict(cond), dict(conditions), *told)
     rows, copies = np.arange(len(x)), None
     if settings.drop_copies:
         copies = find_copies(_dataset(given, rows, rows[:0])).places
@@ -188,6 +199,10 @@ def _fit(given: _Given, validation: float, folded: int) -> FittedFlow:
     if not validation:
         fitted = _train(given, everything, everything[:0], settings.steps, budget.share())
         return replace(fitted, train_score=fitted.score(x, cond, everything))
+    if given.base and previous is None and len(splits) == 1:
+        rows = _dataset(given, *splits[0])
+        parts = (split.fetch(np.arange(len(split))).x1 for split in (rows.train, rows.held_out))
+        given = replace(given, kind=choose_mixture(*parts, seed))
     runs, gaps = [], []
     for i, (train, held_out) in enumerate(splits):
         fitted = _train(given, train, held_out, given.settings.steps, budget.share(len(splits) - i + again))
@@ -198,6 +213,11 @@ def _fit(given: _Given, validation: float, folded: int) -> FittedFlow:
         if fitted.stop_reason.startswith("SIG"):
             break
     gap, last = float(np.mean(gaps)) if gaps else None, runs[-1]
+    if last.base is not None and previous is None and not improves(last.flow("cpu"), x[splits[0][1]]):
+        fitted = _train(given, everything, everything[:0], 0)
+        kept = {"losses": last.losses, "held_out_losses": last.held_out_losses, "evaluated": last.evaluated}
+        fitted = replace(fitted, alone=True, planned=last.planned, stop_reason=last.stop_reason, **kept)
+        return replace(fitted, train_score=fitted.score(x, cond, everything))
     if not again or last.stop_reason.startswith("SIG"):
         return replace(last, train_score=scores[0], gap=gap)
     curve, step = mean_curve([(run.evaluated, run.held_out_losses) for run in runs])
@@ -222,6 +242,8 @@ class _Given:
     verbose: int
     previous: FittedFlow | None
     encoders: Mapping[str, Encoder]
+    base: bool = False
+    kind: MixtureKind | None = None
 
 
 def _set_threads(given: _Given) -> None:
@@ -271,9 +293,14 @@ def _train(
     check_method(settings.method, training)
     loss = build_loss(settings.method, dataset, source)
     context = RunContext(pick_device(training.device), current(), seed=seed)
-    state = new_state(context, settings.network, training, dataset.spec, loss, encoders=given.encoders)
-    if isinstance(dataset.transform, Whiten) and getattr(state.net, "input_map", None) is not None:
-        state.net.input_map.copy_(dataset.transform.root)  # type: ignore[operator]
+    base = previous.base if previous else None
+    if given.kind is not None and previous is None:
+        base = fit_mixture(dataset.train.fetch(np.arange(len(train))).x1, given.kind, seed)
+    wrap = lambda net: with_base(net, base, settings)
+    state = new_state(context, settings.network, training, dataset.spec, loss, wrap=wrap, encoders=given.encoders)
+    inner: Any = state.net.net if isinstance(state.net, WithMixture) else state.net
+    if isinstance(dataset.transform, Whiten) and getattr(inner, "input_map", None) is not None:
+        inner.input_map.copy_(dataset.transform.root)
     if previous:
         previous.state.restore(state)
         state.progress.plans = []  # of an earlier call
@@ -291,12 +318,12 @@ def _train(
         state,
         loss,
         dataset.train,
-        rate=_rate(training, settings.steps, start),
-        limits=StopCriteria(steps=start + steps, max_steps=training.max_steps, max_minutes=minutes),
+        rate=learning_rate(training, settings.steps, start),
+        limits=StopCriteria(steps=max(start + steps, 1), max_steps=training.max_steps, max_minutes=minutes),
         log_every=every,
         callbacks=callbacks,
     )
-    reason = trainer.run()
+    reason = trainer.run() if steps else "finished"
     weights, step = copied({**state.net.state_dict(), **(state.ema.shadow if state.ema else {})}), state.progress.step
     if stopping and stopping.best is not None:
         weights, step = store.weights, stopping.best_step
@@ -317,6 +344,7 @@ def _train(
         planned=trainer.limits.steps - start if minutes is not None else settings.steps,
         stop_reason=reason,
         encoders=given.encoders,
+        base=base,
     )
 
 
@@ -339,57 +367,4 @@ def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
         train=splits[0],
         held_out=splits[1],
         fingerprint="",
-    )
-
-
-@dataclass
-class LossCurve(Callback):
-    """Collects the logged losses."""
-
-    losses: list[float] = field(default_factory=list)
-
-    def on_log(self, trainer: Trainer, row: dict) -> None:
-        self.losses.append(row["loss"])
-
-
-@dataclass
-class SavedState:
-    """CPU copy of a :class:`TrainState`."""
-
-    net: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    ema: tuple[dict[str, Tensor], int] | None
-    progress: Progress
-    extra: dict[str, list[float]]
-
-    @classmethod
-    def from_state(cls, state: TrainState) -> SavedState:
-        return cls(
-            net=copied(state.net.state_dict()),
-            optimizer=copied(state.optimizer.tensors()),
-            ema=None if state.ema is None else (copied(state.ema.shadow), state.ema.updates),
-            progress=copy.deepcopy(state.progress),
-            extra=state.extra.state_dict() if state.extra else {},
-        )
-
-    def restore(self, state: TrainState) -> None:
-        """Copy into ``state``."""
-        state.net.load_state_dict(self.net)
-        state.progress = copy.deepcopy(self.progress)
-        state.optimizer.load(self.optimizer, self.progress.step)
-        if state.ema is not None and self.ema is not None:
-            shadow, updates = self.ema
-            state.ema.load({EMA_FILE: shadow}, updates)
-        if state.extra is not None:
-            state.extra.load_state_dict(self.extra)
-
-
-def _rate(training: TrainingConfig, steps: int, start: int) -> LearningRate:
-    """The schedule over ``steps`` steps from ``start`` on."""
-    return LearningRate(
-        peak=training.learning_rate,
-        warmup=training.lr_warmup_steps or 0,
-        total=start + steps,
-        schedule=training.build("lr_schedule"),
-        origin=start,
     )

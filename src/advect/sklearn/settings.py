@@ -24,6 +24,11 @@ STILL: dict[str, Any] = {"path": "trigonometric"}
 """Defaults for vectors, which are whitened: on this path a Gaussian stands still, so a network of output 0, as which
 the MLP starts, is the Gaussian of the data."""
 
+WIDE = 32
+"""Columns of arrays and frames above which they are not whitened by default: of 64 pixels, whitening made the noise of
+few rows as loud as what they show.
+"""
+
 FEW_ROWS = 1000
 """Most rows for which the hidden layers of vectors have 128 units."""
 
@@ -57,8 +62,9 @@ def resolve(
     rows: int,
     data_options: Sequence[str],
     arguments: Mapping[str, Any],
+    columns: int = 0,
 ) -> Settings:
-    """Settings of a fit to ``rows`` rows of a modality.
+    """Settings of a fit to ``rows`` rows of a modality, of so many ``columns`` if those may be whitened.
 
     ``arguments`` are the estimator's section fields, ``options`` further flags with underscores. Raises UserError for
     an unknown name or a value out of range.
@@ -69,6 +75,9 @@ def resolve(
         fitting = " or ".join(networks_for(modality))
         raise UserError(f"options['network'] is {name!r}, and the data are {modality}s; take {fitting}")
     data = {key: options.pop(key) for key in data_options if key in options}
+    wide = columns > WIDE and "whiten" in data_options and "whiten" not in data
+    if wide:
+        data["whiten"] = False
     drop_copies = _value("drop_copies", options.pop("drop_copies", False), bool)
     sections: tuple[Section, ...] = (MethodConfig(), TrainingConfig(), network(name))
     steps = usual.steps if steps is None else int(steps)
@@ -80,7 +89,7 @@ def resolve(
         if key in _OF_RUNS:
             raise UserError(f"options has {key!r}, which writes to a run folder; train with advect train for it")
     independent = arguments.get("coupling", "independent") == "independent"
-    values = {**_defaults(modality, name, rows, independent=independent), **options, **arguments}
+    values = {**_defaults(modality, name, rows, still=independent and not wide), **options, **arguments}
     chosen = {c.field: str(values[c.field]) for s in sections for c in s.choices() if c.field in values}
     for choice in (choice for section in sections for choice in section.choices()):
         name = values.get(choice.field)
@@ -113,9 +122,9 @@ def resolve(
     return Settings(method, training, net, data, steps, drop_copies)  # pyright: ignore[reportArgumentType]
 
 
-def _defaults(modality: str, network: str, rows: int, *, independent: bool) -> dict[str, Any]:
-    """Defaults that differ from those of the command line, for a coupling that is ``independent`` or not."""
-    if modality != "vector" or not independent:
+def _defaults(modality: str, network: str, rows: int, *, still: bool) -> dict[str, Any]:
+    """Defaults that differ from those of the command line, for vectors on which a Gaussian stands ``still`` or not."""
+    if modality != "vector" or not still:
         return DEFAULTS
     if network != "mlp":
         return DEFAULTS | STILL
