@@ -201,8 +201,8 @@ def _fit(given: _Given, validation: float, folded: int) -> FittedFlow:
         return replace(fitted, train_score=fitted.score(x, cond, everything))
     if given.base and previous is None and len(splits) == 1:
         rows = _dataset(given, *splits[0])
-        parts = (split.fetch(np.arange(len(split))).x1 for split in (rows.train, rows.held_out))
-        given = replace(given, kind=choose_mixture(*parts, seed))
+        parts = [split.fetch(np.arange(len(split))).x1 for split in (rows.train, rows.held_out)]
+        given = replace(given, kind=choose_mixture(parts[0], parts[1], seed))
     runs, gaps = [], []
     for i, (train, held_out) in enumerate(splits):
         fitted = _train(given, train, held_out, given.settings.steps, budget.share(len(splits) - i + again))

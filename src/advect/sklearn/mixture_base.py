@@ -106,7 +106,7 @@ def fit_mixture(x: Tensor, kind: MixtureKind, seed: int) -> Gaussians:
     for i in range(count):
         rows = x.numpy() if count == 1 else x.numpy()[fold != i]
         made = _fitted(rows, kind, seed + i)
-        parts.append((made.weights_ / count, made.means_, made.covariances_))
+        parts.append((np.asarray(made.weights_) / count, made.means_, made.covariances_))
     return Gaussians.of(*(torch.from_numpy(np.concatenate(values)) for values in zip(*parts, strict=True)))
 
 
