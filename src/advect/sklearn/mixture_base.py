@@ -27,7 +27,9 @@ COUNTS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 FLOORS = (1e-6, 1e-3, 1e-2)
 """Variances added to each direction, of rows of variance 1, tried."""
 
-_STARTS, _PATIENCE = 2, 3
+_STARTS, _LAST_STARTS, _PATIENCE = 5, 8, 3
+"""Starts of expectation maximisation, which has local optima: of each mixture tried, and of those kept."""
+
 _AVERAGED, _MOST = 4, 1024
 """Fits averaged, fewer where they would have more than so many components times columns."""
 
@@ -105,14 +107,14 @@ def fit_mixture(x: Tensor, kind: MixtureKind, seed: int) -> Gaussians:
     parts = []
     for i in range(count):
         rows = x.numpy() if count == 1 else x.numpy()[fold != i]
-        made = _fitted(rows, kind, seed + i)
+        made = _fitted(rows, kind, seed + i, _LAST_STARTS)
         parts.append((np.asarray(made.weights_) / count, made.means_, made.covariances_))
     return Gaussians.of(*(torch.from_numpy(np.concatenate(values)) for values in zip(*parts, strict=True)))
 
 
-def _fitted(x: np.ndarray, kind: MixtureKind, seed: int) -> GaussianMixture:
+def _fitted(x: np.ndarray, kind: MixtureKind, seed: int, starts: int = _STARTS) -> GaussianMixture:
     """scikit-learn's mixture of full covariances, by expectation maximisation."""
-    made = GaussianMixture(kind.components, reg_covar=kind.floor, n_init=_STARTS, random_state=seed % 2**32)
+    made = GaussianMixture(kind.components, reg_covar=kind.floor, n_init=starts, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return made.fit(np.asarray(x, np.float64))
@@ -121,7 +123,7 @@ def _fitted(x: np.ndarray, kind: MixtureKind, seed: int) -> GaussianMixture:
 def improves(flow: Flow, x: Tensor) -> bool:
     """Whether the network of ``flow`` makes rows x (N, D), which it has not seen, likelier than the mixture does.
 
-    By more than the standard error of the mean difference, and not where the fixed steps of these densities miss that
+    By more than two standard errors of the mean difference, and not where the fixed steps of these densities miss that
     of the mixture by as much as 0.01 nats: an unresolved density is not one.
     """
     x = x[:: -(-len(x) // _COMPARED)]
@@ -132,7 +134,7 @@ def improves(flow: Flow, x: Tensor) -> bool:
     if (plain.log_prob(x, steps=_STEPS).double() - exact).abs().mean() > _UNRESOLVED:
         return False
     gain = flow.log_prob(x, steps=_STEPS).double() - exact
-    return bool(gain.mean() > gain.std() / len(gain) ** 0.5)
+    return bool(gain.mean() > 2 * gain.std() / len(gain) ** 0.5)
 
 
 class _Zero(nn.Module):

@@ -6,12 +6,14 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 
 from advect import FlowModel
 from advect.core.errors import UserError
+from advect.data.whiten import Whiten
 from advect.sklearn.mixture_base import MixtureKind, choose_mixture, fit_mixture
 
 QUICK: dict[str, Any] = {"hidden": 16, "steps": 20, "device": "cpu", "random_state": 0, "options": {"threads": 1}}
@@ -93,3 +95,12 @@ def test_a_mixture_that_cannot_be_is_refused(arguments: dict[str, Any], y: bool 
 def test_few_rows_are_refused() -> None:
     with pytest.raises(UserError, match="more than 200 rows"):
         FlowModel(**QUICK, base="mixture").fit(_two(100))
+
+
+@pytest.mark.parametrize(("columns", "whitened"), [(32, True), (33, False)])
+def test_wide_arrays_are_standardised_alone(columns: int, whitened: bool) -> None:
+    x = np.random.default_rng(0).normal(size=(60, columns))
+    for data in (x, pd.DataFrame(x, columns=[f"c{i}" for i in range(columns)])):
+        model = FlowModel(**{**QUICK, "steps": 2}, early_stopping=False).fit(data)
+        assert isinstance(model.flow_.transform, Whiten) == whitened
+        assert model._fitted.base is None
