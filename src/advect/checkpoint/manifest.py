@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from advect.core.errors import UserError
-from advect.core.files import (
-    atomic_write_text,
-    explain_disk_errors,
-    open_regular,
-    remove_partial,
-    sync_file,
-    sync_folder,
-)
+from advect.core.files import atomic_write_text, digest, explain_disk_errors, remove_partial, sync_file, sync_folder
 from advect.core.records import as_record, find_object, read_record
 from advect.distributed.comm import broadcast_object, current, sync_errors
 
@@ -38,11 +31,6 @@ _MANIFEST, _LATEST, BEST = "manifest.json", "latest", "best"
 _NAME = re.compile(r"step-\d{8,}")
 _STEP = re.compile(r"step-(\d+)")
 _EPOCH = re.compile(r"(?:checkpoint[-_])?epoch[-_](\d+)(?:\.pth?)?")
-
-
-def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seal(manifest: dict) -> str:
@@ -65,7 +53,7 @@ Sums = dict[str, dict[str, int | str]]
 
 def sum_files(folder: Path, files: list[Path]) -> Sums:
     """Manifest entries of ``files`` in ``folder``."""
-    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _digest(p)} for p in files}
+    return {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": digest(p)} for p in files}
 
 
 def checkpoint_step(path: Path) -> int:
@@ -364,7 +352,7 @@ def verify_checkpoint(path: Path) -> dict:
                 f"checkpoint {path} is damaged: {name} has {file.stat().st_size} bytes "
                 f"instead of {facts.get('size')}{_siblings(path)}"
             )
-        if _digest(file) != facts.get("sha256"):
+        if digest(file) != facts.get("sha256"):
             raise UserError(f"checkpoint {path} is damaged: the content of {name} has changed{_siblings(path)}")
     return manifest
 

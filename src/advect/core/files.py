@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -44,6 +45,12 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Content of a regular file, see :func:`open_regular`."""
     with open_regular(path) as file:
         return file.read()
+
+
+def digest(path: Path) -> str:
+    """SHA-256, in hexadecimal digits, of a regular file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def regular(path: Path) -> Path:

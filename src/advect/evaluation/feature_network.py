@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from advect.core.errors import UserError
-from advect.core.files import open_regular
+from advect.core.files import digest
 
 Layer = tuple[str, int, tuple[int, int], int]
 """Name, output channels, kernel size, stride."""
@@ -204,8 +204,7 @@ class FeatureNetwork:
         path = Path(path)
         if not path.is_file():
             raise UserError(f"features {path} is no file; give a TorchScript file or the weights of the FID Inception")
-        with open_regular(path) as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.sha256 = digest(path)
         prepared = f"{self.sha256} {size} {self._mean.flatten().tolist()} {self._std.flatten().tolist()} bilinear"
         prepared += " bfloat16" if bf16 else ""
         self.identity = hashlib.sha256(prepared.encode()).hexdigest()

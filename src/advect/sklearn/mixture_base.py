@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
@@ -114,10 +112,11 @@ def fit_mixture(x: Tensor, kind: MixtureKind, seed: int) -> Gaussians:
 
 def _fitted(x: np.ndarray, kind: MixtureKind, seed: int, starts: int = _STARTS) -> GaussianMixture:
     """scikit-learn's mixture of full covariances, by expectation maximisation."""
-    made = GaussianMixture(kind.components, reg_covar=kind.floor, n_init=starts, random_state=seed % 2**32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return made.fit(np.asarray(x, np.float64))
+    # So many iterations as to converge, as scikit-learn warns otherwise.
+    made = GaussianMixture(
+        kind.components, reg_covar=kind.floor, n_init=starts, max_iter=2000, random_state=seed % 2**32
+    )
+    return made.fit(np.asarray(x, np.float64))
 
 
 def improves(flow: Flow, x: Tensor) -> bool:
