@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from advect import FlowModel
@@ -90,6 +92,16 @@ def test_a_mixture_that_cannot_be_is_refused(arguments: dict[str, Any], y: bool 
     x = _two(300)
     with pytest.raises(UserError, match=said):
         FlowModel(**QUICK, **arguments).fit(x, x[:, 0] > 4 if y else None)
+
+
+@pytest.mark.parametrize("x", [_two(30).repeat(10, 0), _two(300).round()], ids=["copies", "few values"])
+def test_rows_that_repeat_have_no_spikes(x: np.ndarray) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)  # of clusters fewer than components
+        model = FlowModel(steps=60, hidden=16, random_state=0, device="cpu").fit(x)
+    assert model.n_iter_ > 0 and model.score(x) < 2
+    with pytest.raises(UserError, match="rows repeat others"):
+        FlowModel(base="mixture", steps=5, device="cpu").fit(x)
 
 
 def test_few_rows_are_refused() -> None:

@@ -40,6 +40,9 @@ FOLDED = 200
 _ROWS, _COLUMNS = 10_000, 32
 """Most rows and columns for which a mixture is the default."""
 
+REPEATED = 0.05
+"""Largest share of rows that repeat others. Rows that are both learned from and held out reward an endless density."""
+
 
 def usual_base(x: Tensor) -> bool:
     """Whether rows x (N, D) are so few that a mixture is the default."""
@@ -61,8 +64,14 @@ def no_base(settings: Settings, x: Tensor, conditional: bool, stopping: bool) ->
         return "it takes an affine path from Gaussian noise and independent coupling"
     if path.sigma_min or float(path.schedule.coefficients(torch.ones(1)).sigma) > 1e-3:
         return "it takes a path without noise at the data"
-    if not stopping or len(x) <= FOLDED:
+    repeats = len(x) - len(x.unique(dim=0))
+    if not stopping or len(x) - settings.drop_copies * repeats <= FOLDED:
         return f"it takes more than {FOLDED} rows and early_stopping, as held-out rows choose it"
+    if repeats > REPEATED * len(x) and not settings.drop_copies:
+        return (
+            f"{repeats:,} of {len(x):,} rows repeat others, so that held-out rows would choose a spike at each "
+            "(options={'drop_copies': True} leaves repeats out)"
+        )
     return None
 
 
