@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 from advect import FlowModel
 from advect.core.errors import UserError
 from advect.data.whiten import Whiten
-from advect.sklearn.mixture_base import MixtureKind, choose_mixture, fit_mixture
+from advect.sklearn.mixture_base import MixtureKind, choose_mixture, fit_mixture, usual_base
 
 QUICK: dict[str, Any] = {"hidden": 16, "steps": 20, "device": "cpu", "random_state": 0, "options": {"threads": 1}}
 
@@ -102,6 +102,16 @@ def test_rows_that_repeat_have_no_spikes(x: np.ndarray) -> None:
     assert model.n_iter_ > 0 and model.score(x) < 2
     with pytest.raises(UserError, match="rows repeat others"):
         FlowModel(base="mixture", steps=5, device="cpu").fit(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "minutes", "used"),
+    [((10_000, 5), None, True), ((1000, 32), None, True), ((10_000, 32), None, False), ((500, 5), 0.5, False)],
+)
+def test_the_default_is_left_out_where_it_would_take_long(
+    shape: tuple[int, int], minutes: float | None, used: bool
+) -> None:
+    assert usual_base(torch.zeros(shape), minutes) == used
 
 
 def test_few_rows_are_refused() -> None:

@@ -37,16 +37,23 @@ _COMPARED, _STEPS, _UNRESOLVED = 512, 20, 0.01
 FOLDED = 200
 """Most rows that are held out in five folds, one after the other, as a part would be too few to tell."""
 
-_ROWS, _COLUMNS = 10_000, 32
-"""Most rows and columns for which a mixture is the default."""
+_ROWS, _COLUMNS, _WORK = 10_000, 32, 2e7
+"""Most rows and columns for which a mixture is the default, and most rows times components times squared columns, of
+which expectation maximisation takes about a minute.
+"""
+
+_MINUTES = 5
+"""Least ``max_minutes``, if any, that leave time for it."""
 
 REPEATED = 0.05
 """Largest share of rows that repeat others. Rows that are both learned from and held out reward an endless density."""
 
 
-def usual_base(x: Tensor) -> bool:
-    """Whether rows x (N, D) are so few that a mixture is the default."""
-    return len(x) <= _ROWS and x.shape[1] <= _COLUMNS
+def usual_base(x: Tensor, minutes: float | None) -> bool:
+    """Whether rows x (N, D) are so few, and the ``minutes`` of a fit so many, that a mixture is the default."""
+    n, d = x.shape
+    work = n * d**2 * min(COUNTS[-1], n // (2 * d))
+    return n <= _ROWS and d <= _COLUMNS and work <= _WORK and (minutes is None or minutes >= _MINUTES)
 
 
 def no_base(settings: Settings, x: Tensor, conditional: bool, stopping: bool) -> str | None:

@@ -88,7 +88,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         n_iter_no_change: at least 1.
         base: "mixture": the network corrects the flow of a Gaussian mixture of X, whose number of components and floor
             held-out rows choose, and is kept only if it makes them likelier; else ``n_iter_`` is 0, and densities are
-            the mixture's own. None: no mixture. "auto": a mixture for 201 to 10,000 whitened rows of up to 32 columns,
+            the mixture's own. None: no mixture. "auto": a mixture for 201 to 10,000 whitened rows of few columns,
             without y, that early stopping watches.
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
         sample_steps: its steps.
@@ -181,7 +181,9 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         trouble = no_base(settings, rows, bool(cond), stopping)
         if self.base == "mixture" and trouble is not None:
             raise UserError(f"base is 'mixture', but {trouble}; give base=None")
-        return trouble is None and (self.base == "mixture" or (adapter.whiten and usual_base(rows)))
+        return trouble is None and (
+            self.base == "mixture" or (adapter.whiten and usual_base(rows, settings.training.max_minutes))
+        )
 
     def _generator(self) -> np.random.RandomState:
         return own_generator(self.random_state)
