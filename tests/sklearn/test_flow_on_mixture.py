@@ -60,6 +60,15 @@ def test_a_closed_density_is_that_of_the_flow() -> None:
     np.testing.assert_allclose(closed, integrated, atol=5e-3)
 
 
+def test_what_a_closed_density_does_not_need_is_still_checked() -> None:
+    model = FlowModel(**QUICK).fit(_two(300))
+    assert model.n_iter_ == 0
+    x = torch.from_numpy(_two(3)).float()
+    with pytest.raises(UserError, match="solver"):
+        model.flow_.log_prob(x, solver="nope")
+    assert torch.equal(model.flow_.log_prob(x.numpy()), model.flow_.log_prob(x))  # pyright: ignore[reportArgumentType]
+
+
 def test_a_pickle_gives_the_same_numbers() -> None:
     model = FlowModel(**QUICK).fit(_two(300))
     other = pickle.loads(pickle.dumps(model))

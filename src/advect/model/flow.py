@@ -349,14 +349,15 @@ class Flow(VelocityField):
         if LENGTH in self.spec.conditions:
             raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
         model, options = self.transform.forward(x).to(self.device), dict[str, Any](trace=trace)
-        if given is None and getattr(self.net, "alone", False):  # a mixture, whose density is closed
-            return (self.net.gaussians.log_prob(model) + log_det).float().cpu()  # pyright: ignore
         if trace == "hutchinson":
             options["generator"] = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x))
         way, times, method = self._way(solver, steps)
         jitter = self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0
         start = lambda x0: self.source.log_prob(x0, jitter=jitter)
         conditions = self._given(len(x), cond)
+        closed: Any = getattr(self.net, "closed_log_prob", None)
+        if given is None and closed is not None and (known := closed(model)) is not None:
+            return (known + log_det).float().cpu()
         with self._full_precision() as exact:
             exact.net = contiguous(self.net)
             if given is None:
@@ -392,6 +393,7 @@ class Flow(VelocityField):
 
     @staticmethod
     def _checked(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        x = x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float32)
         if x.shape[1:] != shape or len(x) == 0:
             raise UserError(f"x must have shape (n, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
         return x

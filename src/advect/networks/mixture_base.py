@@ -112,6 +112,10 @@ class WithMixture(nn.Module):
         """The mixture of the buffers."""
         return Gaussians(self.means, self.values, self.vectors, self.log_weights)
 
+    def closed_log_prob(self, x: Tensor) -> Tensor | None:
+        """Log density (B,) at x (B, D) if the network adds nothing: the mixture's own, without an ODE; else None."""
+        return self.gaussians.log_prob(x) if self.alone else None
+
     def check_size(self, shape: Any) -> None:
         """Raise UserError unless the network takes samples of ``shape``."""
         self.net.check_size(shape)
