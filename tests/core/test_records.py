@@ -14,13 +14,28 @@ from msgspec import Meta
 from advect.config.arguments import read_flags
 from advect.core import records
 from advect.core.errors import UserError
-from advect.core.records import Record, as_record, find_object, parse_record, read_bytes, read_record, read_yaml
+from advect.core.records import (
+    OpenRecord,
+    Record,
+    as_record,
+    checked_values,
+    find_object,
+    parse_record,
+    read_bytes,
+    read_record,
+    read_yaml,
+)
 
 
 class Point(Record):
     name: str
     size: Annotated[int, Meta(ge=1, le=10)] = 1
     parts: tuple[float, ...] = ()
+
+
+class Drawing(OpenRecord):
+    points: dict[str, list[Point]]
+    title: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,17 @@ def test_values_are_typed_and_infinities_are_numbers() -> None:
     found = parse_record('{"name": "a", "parts": [1, Infinity]}', Point, "a file")
     assert found == Point(name="a", size=1, parts=(1.0, float("inf")))
     assert as_record({"left": 3}, Pair, "a file") == Pair(3)
+
+
+def test_what_a_record_has_by_default_is_among_the_values_at_any_depth_and_others_stay() -> None:
+    values = {"points": {"a": [{"name": "b", "parts": [1]}, {"name": "c", "size": 2}]}, "colour": "red"}
+    assert checked_values(values, Drawing, "a file") == {
+        "points": {"a": [{"name": "b", "parts": [1], "size": 1}, {"name": "c", "size": 2, "parts": ()}]},
+        "colour": "red",
+        "title": None,
+    }
+    with pytest.raises(UserError, match=r"a file is not what advect writes: points\[...\]\[0\].size"):
+        checked_values({"points": {"a": [{"name": "b", "size": 0}]}}, Drawing, "a file")
 
 
 @pytest.mark.parametrize(

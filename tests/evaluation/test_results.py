@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from advect.core.errors import UserError
-from advect.evaluation.results import compare, differences, figure, read_result, table
+from advect.evaluation.results import compare, differences, figure, flow_lines, read_result, table
 
 RESULT: dict[str, Any] = {
     "format": 1,
@@ -66,6 +66,14 @@ def test_results_of_one_protocol_stand_side_by_side(tmp_path: Path) -> None:
     assert head.split() == ["run", "way", "NFE", "seconds", "frechet"]
     assert first.split() == ["one", "step-00000010", "euler", "4", "uniform", "4", "1.5", "2.00", "±", "0.25"]
     assert "floor, 90 rows" in floor and floor.endswith("0.5") and second.startswith("two step-00000010")
+
+
+def test_entries_that_a_result_may_lack_or_have_as_null_are_left_out_of_the_table(tmp_path: Path) -> None:
+    lacking = other(flow_straightness=None)
+    del lacking["points"][0]["metrics"]["frechet"]["std"]
+    _, _, second, _ = compare(write(tmp_path, RESULT, lacking), force=False)
+    assert second.split()[-2:] == ["1.5", "2"]
+    assert flow_lines(read_result(tmp_path / "1.json")) == []
 
 
 @pytest.mark.parametrize(

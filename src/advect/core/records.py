@@ -107,6 +107,27 @@ def as_record(
     return made
 
 
+def checked_values(values: Any, kind: type, where: Path | str, fix: str = "") -> Any:
+    """Plain values that are of the form of ``kind``, and what it has by default for entries that they lack.
+
+    Raises UserError as :func:`as_record`.
+    """
+    return _filled(values, as_record(values, kind, where, fix))
+
+
+def _filled(values: Any, made: Any) -> Any:
+    """Values, and the entries of the records made of them that they lack, at any depth."""
+    if isinstance(made, msgspec.Struct) and isinstance(values, dict):
+        own = {name: getattr(made, name) for name in made.__struct_fields__}
+        known = {name: _filled(v, own[name]) if name in own else v for name, v in values.items()}
+        return known | {name: msgspec.to_builtins(v) for name, v in own.items() if name not in values}
+    if isinstance(values, dict) and isinstance(made, dict):
+        return {name: _filled(v, made.get(name)) for name, v in values.items()}
+    if isinstance(values, list) and isinstance(made, list | tuple):
+        return [_filled(*pair) for pair in zip(values, made, strict=True)]
+    return values
+
+
 def _left_out(values: Any, made: Any) -> str | None:
     """An entry of the values that a TypedDict, at any depth, does not know."""
     if isinstance(values, dict) and isinstance(made, dict):

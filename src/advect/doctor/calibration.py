@@ -30,7 +30,7 @@ def check_calibration(run: RunFacts) -> Finding | None:
         "held-out rows": int(found["rows"]),
         "draws a row": int(found["draws"]),
     }
-    figures |= {"p": float(found["p_value"])} if "p_value" in found else {}
+    figures |= {"p": float(found["p_value"])} if found.get("p_value") is not None else {}
     figures["measured by"] = found["by"]
     if found["kind"] not in TITLES:
         return Finding("ok", "Draws given a condition are calibrated as far as the held-out rows tell", figures)

@@ -202,6 +202,7 @@ class DataRecord(OpenRecord):
     low: float
     high: float
     train: Count
+    marginals: bool = False
 
 
 class MemorisationRecord(OpenRecord):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from advect.core.errors import UserError
-from advect.core.records import as_record, read_record
+from advect.core.records import checked_values, read_record
 from advect.evaluation.records import ResultRecord
 
 FORMAT = 1
@@ -32,8 +32,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {result.get('format')}, and this advect reads {FORMAT}; install the one that wrote it"
         )
-    as_record(result, ResultRecord, path)
-    return result
+    return checked_values(result, ResultRecord, path)
 
 
 def differences(there: Result, here: Result) -> list[str]:
@@ -196,11 +195,9 @@ def _aligned(grid: Sequence[Sequence[str]]) -> list[str]:
 def flow_lines(result: Result) -> list[str]:
     """Metrics of the flow itself, as lines."""
     lines, flow = [], result["flow"]
-    if "straightness" in flow:
-        found = flow["straightness"]
+    if found := flow.get("straightness"):
         lines.append(f"straightness: {found['value']:.4g}, {found['relative']:.2%} of the mean square velocity")
-    if "bits_per_dim" in flow:
-        found = flow["bits_per_dim"]
+    if found := flow.get("bits_per_dim"):
         lines.append(
             f"bits per dimension of {found['samples']:,} held-out rows: {found['mean']:.4f} ±"
             f" {found['standard_error']:.2g} (standard error)"

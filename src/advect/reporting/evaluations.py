@@ -52,12 +52,12 @@ def _way(point: Result) -> str:
 def _of_flow(flow: Result) -> str:
     """Straightness, likelihood and calibration, if measured."""
     words = ""
-    if "straightness" in flow:
-        words += f" Straightness {number(flow['straightness']['relative'])} of the paths' mean square."
-    if "bits_per_dim" in flow:
-        words += f" {number(flow['bits_per_dim']['mean'])} bits per dimension of held-out rows."
-    if "calibration" in flow:
-        words += f" {flow['calibration']['sentence']}."
+    if found := flow.get("straightness"):
+        words += f" Straightness {number(found['relative'])} of the paths' mean square."
+    if found := flow.get("bits_per_dim"):
+        words += f" {number(found['mean'])} bits per dimension of held-out rows."
+    if found := flow.get("calibration"):
+        words += f" {found['sentence']}."
     return words
 
 

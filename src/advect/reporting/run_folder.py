@@ -12,7 +12,7 @@ import numpy as np
 
 from advect.core.errors import UserError
 from advect.core.files import read_file
-from advect.core.records import as_record, parse_record, parse_yaml
+from advect.core.records import as_record, checked_values, parse_record, parse_yaml
 from advect.data.numpy_files import DAMAGED, check_arrays
 from advect.evaluation.records import MetricsRow, QualityRecord, ResultRecord
 
@@ -141,7 +141,7 @@ def _json(run: RunFolder, name: str) -> dict[str, Any] | None:
 def _checked(run: RunFolder, name: str, values: dict[str, Any] | None, kind: type) -> dict[str, Any] | None:
     """The values of a file if they are what advect writes; else None, with a note."""
     try:
-        return values if values is None or as_record(values, kind, name) else None
+        return None if values is None else checked_values(values, kind, name)
     except UserError as error:
         run.notes.append(f"{error}; it is left out.")
         return None

@@ -26,7 +26,7 @@ from advect.core.files import (
     open_regular,
     sync_folder,
 )
-from advect.core.records import OpenRecord, as_record, find_object, read_record
+from advect.core.records import OpenRecord, checked_values, find_object, read_record
 from advect.data.images.decoding import Decoder
 from advect.data.images.folder import (
     Classes,
@@ -127,8 +127,7 @@ def read_manifest(folder: Path) -> dict | None:
     manifest = read_record(folder / MANIFEST, dict[str, Any], "remove the folder and pack again")
     if manifest.get("version") != VERSION or "settings" not in manifest:
         return None
-    as_record(manifest, PackRecord, folder / MANIFEST, "remove the folder and pack again")
-    return manifest
+    return checked_values(manifest, PackRecord, folder / MANIFEST, "remove the folder and pack again")
 
 
 class PackFile(OpenRecord):
