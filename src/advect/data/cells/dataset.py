@@ -32,6 +32,7 @@ from advect.data.cells.conditions import (
     split_control,
 )
 from advect.data.cells.counts import CountComponents
+from advect.data.cells.hdf5 import open_h5ad
 from advect.data.cells.matrix import (
     RAW,
     CellMatrix,
@@ -222,9 +223,7 @@ class Cells(Dataset):
 
 def cell_counts(path: Path) -> tuple[int, int]:
     """Numbers of cells and genes in an .h5ad file, from its indices."""
-    import h5py
-
-    with h5py.File(path) as file:
+    with open_h5ad(path) as file:
         groups: list[Any] = [file["obs"], file["var"]]
         cells, genes = (len(group[group.attrs["_index"]]) for group in groups)
     return cells, genes
@@ -254,7 +253,6 @@ def _read(
 
 def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatrix, pd.DataFrame, pd.DataFrame, bool]:
     """Name of the values for messages, values, obs, var, and whether ``.raw`` exists."""
-    import h5py
     import pandas as pd
     from anndata.io import read_elem
 
@@ -262,7 +260,7 @@ def _open(path: Path, layer: str | None, *, backed: bool) -> tuple[str, CellMatr
         raise UserError(f"path {str(path)!r} is not a file; give the .h5ad file")
     where = path.name + (f", layer {layer!r}" if layer else "")
     with reading_h5ad(path):
-        file = h5py.File(path)
+        file = open_h5ad(path)
     try:
         with reading_h5ad(path):
             raw, layers = "raw/X" in file, list(cast(Any, file["layers"])) if "layers" in file else []
