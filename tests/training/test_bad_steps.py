@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from advect.core.errors import UserError
 from forked import advect_ranks, ranks
 from runs import NAN, end_of, plant
 
@@ -126,3 +127,20 @@ def test_a_run_that_was_rolled_back_and_killed_ends_as_one_not_killed(
         ends.append(end_of(tmp_path / name))
         ends[-1]["bad"] = [row for row in rows(tmp_path / name) if "bad_step" in row or "rate" in row]
     assert ends[0] == ends[1]
+
+
+def test_a_short_run_without_a_finite_step_is_told_to_have_learned_nothing_and_its_rows_are_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from advect.cli import run
+    from advect.losses.flow_matching import FlowMatching
+
+    whole = FlowMatching.weighted
+    monkeypatch.setattr(FlowMatching, "weighted", lambda *a: whole(*a) * float("inf"))
+    monkeypatch.chdir(tmp_path)
+    flags = SMALL.replace("train moons", "moons --max-steps 4 --batch-size 64 --device cpu").split()
+    with pytest.raises(UserError, match="not finite in any of the 4 steps, so that nothing was learned; lower"):
+        run(["train", *flags])
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    found = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [row["bad_step"]["loss"] for row in found if "bad_step" in row] == ["inf"] * 4

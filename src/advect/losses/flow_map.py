@@ -17,7 +17,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from advect.core import random
-from advect.core.bounds import GuidanceScale, NonNegative, Share
+from advect.core.bounds import GuidanceScale, Share
 from advect.core.derivatives import derivative_along
 from advect.core.errors import UserError
 from advect.core.random import Generator
@@ -36,6 +36,8 @@ from advect.losses.flow_matching import FlowMatching
 
 ADAPTIVE = 1e-3
 """Mean squared residual at which an adaptive weight stops to grow."""
+
+Power = Annotated[float, Meta(ge=0, le=4)]
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class FlowMapLoss(FlowMatching):
     learns_steps: ClassVar[StepKind | None] = "any"
 
     diagonal: Share = 0.75
-    adaptive: NonNegative = 0.0
+    adaptive: Power = 0.0
     guided: GuidanceScale = 1.0
 
     def __post_init__(self) -> None:

@@ -64,7 +64,11 @@ class MetricsFile(Callback):
         return [_row(line) for line in self._whole_lines()] if self.path.exists() else []
 
     def write(self, row: dict) -> None:
-        """Append and flush a row, unless the first step has it: a call that a kill interrupted is repeated."""
+        """Append and flush a row, unless the first step has it: a call that a kill interrupted is repeated.
+
+        Numbers that are not finite, of which JSON has none, are null.
+        """
+        row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
         if (line := json.dumps(row)) not in self._there:
             with naming(self.path):
                 self._file.write(line + "\n")

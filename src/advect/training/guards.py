@@ -249,6 +249,17 @@ def divergence_error(bad: int, loss: float, norm: float, step: int, *, rolled_ba
     return error
 
 
+def check_learned(progress: Progress) -> None:
+    """Raise UserError for a run none of whose steps was finite."""
+    if progress.step and progress.bad >= progress.step:
+        error = UserError(
+            f"the loss or its gradient was not finite in any of the {progress.step} steps, so that nothing was"
+            " learned; lower --learning-rate and what else scales the loss, and look at the data with advect doctor"
+        )
+        error.agreed = True
+        raise error
+
+
 class Spared:
     """A context for ``what`` only watches a run, such as its pictures: the first error is told, and the run goes on.
 

@@ -18,7 +18,7 @@ from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
 from advect.distributed.comm import current
 from advect.distributed.context import EVERY_RANK
-from advect.training.guards import StopCriteria, StopGuard, TimePlan, Watchdog, explain_oom, roll_back
+from advect.training.guards import StopCriteria, StopGuard, TimePlan, Watchdog, check_learned, explain_oom, roll_back
 from advect.training.learning_rate import LearningRate
 from advect.training.loader import Loader, Prefetcher
 from advect.training.state import TrainState
@@ -202,6 +202,7 @@ class Trainer:
                 self._after_step()
             elif self.flush():
                 break
+        check_learned(self.state.progress)
         stop.close()
         for callback in self.callbacks:
             callback.on_end(self, reason)
