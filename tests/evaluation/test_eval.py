@@ -32,7 +32,8 @@ QUICK = "--max-steps 2 --batch-size 16 --sample-every 0 --log-every 1 --lr-warmu
 
 def measured(run: Path, output: Path, **request: Any) -> dict[str, Any]:
     file, result = evaluate(run, EvalConfig(output=output, **request))
-    assert file == output and read_result(file) == result
+    assert file == output and json.loads(file.read_text()) == result
+    assert read_result(file)["points"] == result["points"]
     return result
 
 

@@ -96,7 +96,7 @@ def test_eval_has_the_figures_of_the_flow_and_the_page_shows_them(run: Path) -> 
     assert "calibration" not in measured(run)["flow"]  # costs as much as all usual metrics
     result = measured(run, metrics=("frechet", "calibration"))
     found = result["flow"]["calibration"]
-    assert read_result(run / "evaluation/eval-a.json")["flow"]["calibration"] == found
+    assert found.items() <= read_result(run / "evaluation/eval-a.json")["flow"]["calibration"].items()
     assert (found["rows"], found["draws"], found["columns"], found["left_out"]) == (160, 39, ["y", "z"], [])
     flow, data = library.load(run), build_dataset(parse_config(run / "config.yaml")[1].data)
     rows = data.held_out.fetch(subsample(160, 160, 0).numpy())

@@ -180,3 +180,11 @@ def test_a_snapshot_that_its_step_could_not_write_is_due_where_the_error_writes_
     fake.hook.on_error(trainer)
     Snapshots(tmp_path, every=2).on_start(trainer)
     assert steps(tmp_path) == [2, 4]
+
+
+def test_a_folder_where_the_newest_is_named_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    trainer = FakeTrainer(Snapshots(tmp_path))
+    with pytest.raises(UserError, match=r"latest is a folder, and the file of that name is written there; move it"):
+        trainer.run(1)
+    assert trainer.state.progress.step == 0

@@ -127,7 +127,12 @@ def _replace(partial: Path, final: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the remains of killed writes; restore a checkpoint that was being replaced."""
+    """Remove the remains of killed writes; restore a checkpoint that was being replaced.
+
+    Raises UserError where nothing could name the newest checkpoint.
+    """
+    if (folder / _LATEST).is_dir():
+        raise UserError(f"{folder / _LATEST} is a folder, and the file of that name is written there; move it away")
     for old in folder.glob(".step-*.old"):
         final = folder / old.name.split(".")[1]
         if final.exists():

@@ -125,7 +125,7 @@ def evaluate(run: Path, config: EvalConfig) -> tuple[Path, dict[str, Any]]:
                 claims.enter_context(_claimed(output))
             stamp = f"{plan.space.features.exact}, advect {versions().get('advect')}"
         with open_workspace(output.parent / f"{name}.parts", stamp=stamp) as work:
-            found = _measure(plan, Evaluator(plan.space, plan.metrics, rows, work, cache))
+            found = _measure(plan, Evaluator(plan.space, plan.metrics, rows, work, cache, target=config.target))
             result = {"format": FORMAT, "protocol": protocol, "subject": plan.subject, **found}
             with sync_errors():
                 if context.env.is_first:

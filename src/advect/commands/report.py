@@ -163,4 +163,10 @@ def summary(results: dict) -> list[str]:
         f"closer to a training sample than {1 - memory['percentile']:.0%} of held-out data are: "
         f"{memory['share_closer']:.1%} of samples"
     )
+    if found := results.get("privacy"):
+        lines.append(
+            f"equal to a training sample: {found['copies']:.1%} of samples, {found['held_out_copies']:.1%} of held-out"
+            f" data; a membership attack has an AUC of {found['membership_auc']:.3f} ± {found['membership_error']:.3f}"
+            " (0.5 is guessing)"
+        )
     return lines

@@ -77,6 +77,8 @@ class Evaluator:
     """Most training rows among which nearest neighbours are searched."""
     held_out: int = ROWS
     """Most held-out rows that are compared whole."""
+    target: str | None = None
+    """Column or condition that is predicted; default the last."""
 
     @property
     def flow(self) -> Flow:
@@ -109,7 +111,8 @@ class Evaluator:
         space = self.space
         seen = isinstance(space.network, LearnedNetwork)
         scale = space.features.standardise
-        return EvalContext(*sides, space.categories, space.modality.categorical, scale, seen, train, held_out)
+        about = {"column_names": space.modality.entry_names, "target": self.target}
+        return EvalContext(*sides, space.categories, space.modality.categorical, scale, seen, train, held_out, **about)
 
     @cached_property
     def floor(self) -> dict[str, float] | None:
@@ -253,6 +256,9 @@ class Evaluator:
         fewer = SAMPLES in metric.needs and (self.neighbours, self.held_out) != (NEIGHBOURS, ROWS)
         return f", {self.held_out} held-out rows among {self.neighbours}" if fewer else ""
 
+    def _predicted(self, name: str) -> str:
+        return f", of {self.target}" if self.target is not None and name == "ml_efficacy" else ""
+
     def _floor(self, context: EvalContext) -> dict[str, float]:
         reference = self._reference(context)
         other = context.train if reference is context.held_out else context.held_out
@@ -266,7 +272,7 @@ class Evaluator:
                 "split": self.rows.split,
                 "rows": " and ".join(self._described(*pair) for pair in described),
                 "features": self.space.features.exact,
-                "what": f"floor of {name} with intervals" + self._whole_rows(metric),
+                "what": f"floor of {name} with intervals" + self._whole_rows(metric) + self._predicted(name),
                 "version": versions().get("advect", "unknown"),
             }
 

@@ -18,7 +18,7 @@ from advect.config.arguments import data_of
 from advect.config.build import build_dataset
 from advect.config.section import Section, part
 from advect.core.bounds import BatchSize, Evaluations, GuidanceScale, Processes, SampleCount, Seed, Share, Steps, Time
-from advect.core.errors import UserError
+from advect.core.errors import UserError, did_you_mean
 from advect.data import Dataset, Split
 from advect.data.holes import complete_rows
 from advect.data.repeats import LOOKED_AT, shared_rows
@@ -97,6 +97,8 @@ class EvalConfig(Section):
     """Use the average of this decay, one of the run's."""
     batch_size: BatchSize = 256
     """Samples drawn at once."""
+    target: str | None = None
+    """Column or condition that --metrics ml_efficacy predicts; default the last condition, category or column."""
     likelihood_samples: Annotated[int, Meta(ge=2, le=10**9)] = 256
     """Held-out rows for --metrics likelihood."""
     output: Path | None = None
@@ -112,6 +114,7 @@ class EvalConfig(Section):
             "num_samples",
             "reference",
             "metrics",
+            "target",
             "likelihood_samples",
             "seed",
             "repeat",
@@ -143,6 +146,8 @@ class EvalConfig(Section):
             raise UserError("--no-use-ema and --ema-decay contradict each other; give one of them")
         if self.likelihood_samples != EvalConfig.likelihood_samples and "likelihood" not in self.metrics:
             raise UserError("--likelihood-samples does nothing without --metrics likelihood")
+        if self.target is not None and "ml_efficacy" not in (self.metrics or ("ml_efficacy",)):
+            raise UserError("--target does nothing without --metrics ml_efficacy")
         parse_conditions(self.cond)
 
     @property
@@ -251,6 +256,11 @@ class Plan:
         """Try solvers, features and density on a single sample."""
         if "calibration" in self.metrics and self.config.cond:
             raise UserError("--metrics calibration draws given the condition of each held-out row; leave --cond out")
+        target, names = self.config.target, (*self.space.modality.entry_names, *self.space.categories)
+        if target is not None and "ml_efficacy" not in self.metrics:
+            raise UserError(f"--target is for tables, and these are {self.space.modality.name} data; leave it out")
+        if target is not None and target not in names:
+            raise UserError(f"--target {target!r} is no column of the data{did_you_mean(target, names)}")
         reference = self._splits[0]
         if not len(reference):
             raise UserError(
@@ -343,6 +353,7 @@ class Plan:
             "seeds": c.seeds,
             "rows_for_distances": {name: limit for name, limit in limits.items() if limit},
         }
+        facts |= {"target": c.target} if c.target is not None else {}
         return facts | ({"likelihood_samples": c.likelihood_samples} if "likelihood" in self.metrics else {})
 
 

@@ -46,6 +46,7 @@ from advect.metrics.class_accuracy import ClassAccuracyMetric
 from advect.metrics.flow_calibration import CalibrationMetric, draws_given
 from advect.metrics.marginals import MEASURES
 from advect.metrics.memorisation import PERCENTILE, Memorisation, MemorisationMetric
+from advect.metrics.privacy import PrivacyMetric
 from advect.metrics.statistics import SampleStatistics, subsample
 from advect.model.conditions import encoded
 from advect.model.flow import Flow
@@ -106,8 +107,8 @@ def _measure(
 ) -> dict[str, Any]:
     """All measurements; writes neighbours.npz and trajectories.npz to a folder."""
     rows, work = EvalRows.choose(space.dataset, scope.samples, reference=scope.reference), MemoryWorkspace()
-    limits = {"neighbours": scope.neighbours, "held_out": scope.reference}
-    evaluator = Evaluator(space, _metrics(space), rows, work, open_cache(), **limits)
+    near, held_out = scope.neighbours, scope.reference
+    evaluator = Evaluator(space, _metrics(space), rows, work, open_cache(), neighbours=near, held_out=held_out)
     calibrated = _measure_calibration(space, scope, seed)
     context, floor = evaluator.context, evaluator.floor
     assert context is not None and floor is not None
@@ -127,6 +128,7 @@ def _measure(
         "fidelity": _describe_classes(evaluator, final, context),
         "marginals": _describe_marginals(numbers, floor),
         "memorisation": {**_describe_memorisation(memory), "train": len(_train(context))},
+        "privacy": vars(PrivacyMetric().details(final, context, memory)),
         "captions": words,
         **({"calibration": calibrated} if calibrated else {}),
     }

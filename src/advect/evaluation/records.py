@@ -215,6 +215,17 @@ class MemorisationRecord(OpenRecord):
     median_held_out: float
 
 
+class PrivacyRecord(OpenRecord):
+    """What samples tell of the training rows."""
+
+    copies: float
+    held_out_copies: float
+    closest_record: float
+    membership_auc: float
+    membership_error: float
+    rows: Count
+
+
 class QualityRecord(OpenRecord):
     """``evaluation/quality.json``, by ``advect report``."""
 
@@ -229,6 +240,7 @@ class QualityRecord(OpenRecord):
     limits: dict[str, Any] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     calibration: CalibrationRecord | None = None
+    privacy: PrivacyRecord | None = None
 
 
 class MetricsRow(OpenRecord):

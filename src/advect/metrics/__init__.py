@@ -1,8 +1,11 @@
 """Metrics of sets of samples."""
 
+from advect.metrics.alpha_precision import alpha_precision as alpha_precision
+from advect.metrics.alpha_precision import beta_recall as beta_recall
 from advect.metrics.base import EvalContext as EvalContext
 from advect.metrics.base import FlowMetric as FlowMetric
 from advect.metrics.base import Metric as Metric
+from advect.metrics.c2st import c2st_score as c2st_score
 from advect.metrics.calibration import Band as Band
 from advect.metrics.calibration import Ranks as Ranks
 from advect.metrics.calibration import Uniformity as Uniformity
@@ -19,6 +22,8 @@ from advect.metrics.class_accuracy import class_accuracy as class_accuracy
 from advect.metrics.class_accuracy import class_shares as class_shares
 from advect.metrics.classifier_two_sample import TwoSampleTest as TwoSampleTest
 from advect.metrics.classifier_two_sample import two_sample_test as two_sample_test
+from advect.metrics.column_similarity import column_pair_trends as column_pair_trends
+from advect.metrics.column_similarity import column_shapes as column_shapes
 from advect.metrics.conformal import ConformalIntervals as ConformalIntervals
 from advect.metrics.coverage import Coverage as Coverage
 from advect.metrics.coverage import IntervalCoverage as IntervalCoverage
@@ -44,6 +49,8 @@ from advect.metrics.marginals import variance_r2 as variance_r2
 from advect.metrics.marginals import zero_share as zero_share
 from advect.metrics.memorisation import Memorisation as Memorisation
 from advect.metrics.memorisation import memorisation as memorisation
+from advect.metrics.ml_efficacy import Predictions as Predictions
+from advect.metrics.ml_efficacy import predict_column as predict_column
 from advect.metrics.mmd import energy_distance as energy_distance
 from advect.metrics.mmd import median_distance as median_distance
 from advect.metrics.mmd import rbf_mmd as rbf_mmd
@@ -53,11 +60,14 @@ from advect.metrics.precision_recall import PrecisionRecall as PrecisionRecall
 from advect.metrics.precision_recall import expected_coverage as expected_coverage
 from advect.metrics.precision_recall import nearest_neighbours as nearest_neighbours
 from advect.metrics.precision_recall import precision_recall as precision_recall
+from advect.metrics.privacy import Privacy as Privacy
+from advect.metrics.privacy import privacy as privacy
 from advect.metrics.statistics import GaussianFit as GaussianFit
 from advect.metrics.statistics import Moments as Moments
 from advect.metrics.statistics import SampleStatistics as SampleStatistics
 from advect.metrics.statistics import check_samples as check_samples
 from advect.metrics.statistics import subsample as subsample
+from advect.metrics.tables import Table as Table
 from advect.metrics.tabular import association_error as association_error
 from advect.metrics.tabular import associations as associations
 from advect.metrics.tabular import column_gaps as column_gaps

@@ -44,6 +44,8 @@ class EvalContext:
         train, held_out: rows of either split, one of them the reference.
         categories: categorical conditions of the data.
         categorical: of a table, whether each column is categorical; else empty.
+        column_names: of a table, the columns' names.
+        target: column or condition that classifiers predict; default the last condition, category or column.
         standardise: whether features have different units.
         labels_seen: whether features were learned from the labels of training rows, which then judge nothing.
         train_samples, held_out_samples: whole rows (N, *S), if a metric needs SAMPLES.
@@ -61,6 +63,8 @@ class EvalContext:
     held_out_samples: Tensor | None = None
     cache: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    column_names: Sequence[str] = ()
+    target: str | None = None
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Cached result of ``make``."""

@@ -266,6 +266,22 @@ def _memorisation(run: RunFolder) -> dict[str, Any] | None:
         "verdict": "copies" if suspicious else "near" if own < 0.7 * real else "new",
         "medians": (number(own), number(real)),
         "pairs": pairs,
+        "privacy": _privacy(run.quality.get("privacy")),
+    }
+
+
+def _privacy(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Copies, nearest records and the attack in words."""
+    if not found:
+        return None
+    area, error = found["membership_auc"], found["membership_error"]
+    return {
+        "copies": percent(found["copies"]),
+        "real": percent(found["held_out_copies"]),
+        "nearer": percent(found["closest_record"]),
+        "area": f"{area:.3f} ± {2 * error:.3f}",
+        "told": area > 0.5 + 3 * error,
+        "rows": f"{found['rows']:,}",
     }
 
 

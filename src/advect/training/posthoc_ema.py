@@ -67,11 +67,12 @@ class Snapshots(Callback):
 
     def start_at(self, step: int) -> None:
         """Remove snapshots after ``step``, and unscheduled ones."""
-        if current().is_first:
-            remove_leftovers(self.folder)
-            for path in list_checkpoints(self.folder):
-                if checkpoint_step(path) > step or not _read_facts(path).get("due", True):
-                    _remove(path)
+        with sync_errors():
+            if current().is_first:
+                remove_leftovers(self.folder)
+                for path in list_checkpoints(self.folder):
+                    if checkpoint_step(path) > step or not _read_facts(path).get("due", True):
+                        _remove(path)
         self._saved_step = broadcast_object(step if (self.folder / checkpoint_name(step)).exists() else -1)
 
     def on_step(self, trainer: Trainer) -> None:

@@ -35,7 +35,18 @@ class Tables(VectorPlots[TableMetadata]):
 
     record = TableMetadata
     usual_preset = "table"
-    metrics = (*DISTANCES, "columns", "class_accuracy", "straightness")
+    metrics = (
+        *DISTANCES,
+        "columns",
+        "column_shapes",
+        "column_pair_trends",
+        "c2st",
+        "ml_efficacy",
+        "alpha_precision",
+        "privacy",
+        "class_accuracy",
+        "straightness",
+    )
 
     space = "the table's scaled columns"
 
