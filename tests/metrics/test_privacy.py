@@ -79,5 +79,5 @@ def test_features_of_other_units_count_alike_and_constant_ones_not() -> None:
         summary(a), summary(b), EvalContext(summary(b), summary(b), standardise=True)
     )
     found = numbers(x, y)
-    assert found["alpha_precision"] > 0.9 and found["beta_recall"] > 0.8
+    assert found["alpha_precision"] > 0.9 and 0.3 < found["beta_recall"] < 0.7  # a row in two has a nearer sample
     assert numbers(x * units, y * units) == pytest.approx(found, abs=1e-3)
