@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,3 +176,13 @@ def test_the_tables_are_those_of_the_registry() -> None:
             assert table.strip() == registry.markdown_table(kind), f"run python docs/tables.py: {page.name}, {kind}"
             count += 1
     assert count
+
+
+def test_the_repository_holds_text_and_small_pictures_alone() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    kinds = {path.suffix for path in files if path.exists()} - {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cff"}
+    assert kinds <= {"", ".png", ".html", ".css", ".js", ".typed", ".sh"}
+    assert max(path.stat().st_size for path in files if path.exists()) < 300_000
