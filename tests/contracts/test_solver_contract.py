@@ -12,7 +12,7 @@ from advect.core.errors import UserError
 from advect.core.registry import choices
 from advect.solvers import get_solver, integrate, solve
 
-SOLVERS = {name: get_solver(name) for name in choices("solver") if not get_solver(name).two_times}
+SOLVERS = {name: solver for name in choices("solver") if not ((solver := get_solver(name)).two_times or solver.jumps)}
 FIXED = {name: solver for name, solver in SOLVERS.items() if not solver.adaptive}
 
 

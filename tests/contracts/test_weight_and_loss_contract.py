@@ -7,6 +7,7 @@ import torch
 from parts import examples
 from torch import Tensor
 
+from advect.core.categorical import one_hot
 from advect.core.random import CounterRng
 from advect.core.types import Batch, Conditions
 from advect.paths import CondOT, Cosine
@@ -47,34 +48,35 @@ def net_of(loss):
     return two_heads if loss.learns_score else net
 
 
-def batch(rows: slice = slice(None)) -> Batch:
+def batch(loss, rows: slice = slice(None)) -> Batch:
     x1 = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    x1 = one_hot(x1.argmax(1), 3) if loss.discrete else x1
     return Batch(x1[rows], {"label": torch.arange(40)[rows]})
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 class TestLoss:
     def test_a_finite_number_a_sample_that_is_not_negative(self, loss):
-        found = loss(net_of(loss), batch(), CounterRng(0, 0, 40))
+        found = loss(net_of(loss), batch(loss), CounterRng(0, 0, 40))
         assert found.shape == (40,) and found.dtype == torch.float32
         assert found.isfinite().all() and (found >= 0).all() and len(found.unique()) > 1
 
     def test_the_generator_alone_decides(self, loss):
         before = torch.random.get_rng_state()
-        first, again, other = (loss(net_of(loss), batch(), CounterRng(seed, 0, 40)) for seed in (1, 1, 2))
+        first, again, other = (loss(net_of(loss), batch(loss), CounterRng(seed, 0, 40)) for seed in (1, 1, 2))
         assert torch.equal(first, again) and not torch.equal(first, other)
         assert torch.equal(before, torch.random.get_rng_state())
 
     def test_it_compares_the_output_at_what_it_has_drawn(self, loss):
-        sample, cond = loss.sample(batch(), CounterRng(3, 0, 40))
+        sample, cond = loss.sample(batch(loss), CounterRng(3, 0, 40))
         sample = loss.aim(net_of(loss), sample, cond)
-        whole = loss(net_of(loss), batch(), CounterRng(3, 0, 40))
+        whole = loss(net_of(loss), batch(loss), CounterRng(3, 0, 40))
         assert torch.equal(loss.compare(net_of(loss)(sample.x_t, sample.t, cond), sample), whole)
 
     def test_a_shared_batch_joins_to_the_whole(self, loss):
-        whole = loss(net_of(loss), batch(), CounterRng(4, 0, 40))
+        whole = loss(net_of(loss), batch(loss), CounterRng(4, 0, 40))
         parts = [
-            loss(net_of(loss), batch(slice(a, b)), CounterRng(4, 0, b - a, start=a, total=40))
+            loss(net_of(loss), batch(loss, slice(a, b)), CounterRng(4, 0, b - a, start=a, total=40))
             for a, b in ((0, 13), (13, 40))
         ]
         torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)

@@ -6,6 +6,7 @@ from advect.core.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from advect.losses.base import Loss as Loss
+    from advect.losses.discrete_flow_matching import DiscreteFlowMatching as DiscreteFlowMatching
     from advect.losses.flow_map import Consistency as Consistency
     from advect.losses.flow_map import Eulerian as Eulerian
     from advect.losses.flow_map import ImprovedMeanFlow as ImprovedMeanFlow

@@ -42,6 +42,9 @@ class Loss(ABC):
     learns_steps: ClassVar[StepKind | None] = None
     """Steps whose average velocity the network learns, with their starts and ends as its times; None for none."""
 
+    discrete: ClassVar[bool] = False
+    """Whether samples are tokens, which jump along a mixture path, and the network gives their logits."""
+
     derives_time: ClassVar[bool] = False
     """Whether targets hold a derivative of the network in its time, which must then be embedded smoothly."""
 

@@ -81,6 +81,25 @@ class WithGiven(nn.Module):
         return self.net(torch.cat([x_t, known.to(x_t.dtype), absent.to(x_t.dtype)], self.axis), t, rest)
 
 
+class TokenLogits(nn.Module):
+    """``net`` of K + 1 channels a token, for logits (B, L, K) of tokens x_t (B, L, K): the last one marks masks.
+
+    Without it masks were rows of zeros, which have no direction for a network to normalise.
+    """
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Raise UserError unless the network takes samples of ``shape``."""
+        self.net.check_size(shape)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        masks = 1 - x_t.sum(-1, keepdim=True)
+        return self.net(torch.cat([x_t, masks], -1), t, cond)[..., :-1]
+
+
 class TwoTimes(nn.Module):
     """``net`` told where a step ends, for the average velocity over it: t (B, 2) are its start and end.
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from advect.paths.base import Path as Path
     from advect.paths.bridge import BrownianBridge as BrownianBridge
     from advect.paths.interpolant import InterpolantPath as InterpolantPath
+    from advect.paths.mixture import MixturePath as MixturePath
     from advect.paths.rescheduling import ScheduleMap as ScheduleMap
     from advect.paths.rescheduling import change_schedule as change_schedule
     from advect.paths.rescheduling import schedule_map as schedule_map
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from advect.paths.schedules import LipmanOT as LipmanOT
     from advect.paths.schedules import Polynomial as Polynomial
     from advect.paths.schedules import Schedule as Schedule
+    from advect.paths.token_laws import MarkovChain as MarkovChain
+    from advect.paths.token_laws import ProductMixture as ProductMixture
+    from advect.paths.token_laws import TokenLaw as TokenLaw
     from advect.paths.variance_preserving import BetaLinear as BetaLinear
     from advect.paths.variance_preserving import Cosine as Cosine
     from advect.paths.variance_preserving import Trigonometric as Trigonometric

@@ -30,5 +30,7 @@ from advect.solvers.sde import integrate_sde as integrate_sde
 from advect.solvers.straightness import Straightness as Straightness
 from advect.solvers.straightness import deviations as deviations
 from advect.solvers.straightness import straightness as straightness
+from advect.solvers.tau_leaping import TauLeaping as TauLeaping
+from advect.solvers.tau_leaping import log_prob_bound as log_prob_bound
 from advect.solvers.time_grids import TimeGrid as TimeGrid
 from advect.solvers.time_grids import t_grid as t_grid

@@ -29,6 +29,7 @@ class Solver(ABC):
         adaptive: whether it chooses its own steps; calls are then known only afterwards.
         affine_only: whether it requires the velocity of an affine path.
         two_times: whether u takes the start and end of a step, (B, 2), and is the average velocity over it.
+        jumps: whether states are tokens, and u the logits of a discrete flow.
     """
 
     part_kind: ClassVar[str] = "solver"
@@ -37,6 +38,7 @@ class Solver(ABC):
     adaptive: ClassVar[bool] = False
     affine_only: ClassVar[bool] = False
     two_times: ClassVar[bool] = False
+    jumps: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

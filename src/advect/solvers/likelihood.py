@@ -186,7 +186,7 @@ def log_prob(
     """
     check_floating(x1=x1)
     method = get_solver(solver, rtol=rtol, atol=atol, max_steps=max_steps)
-    if method.affine_only or method.two_times:
+    if method.affine_only or method.two_times or method.jumps:
         raise UserError(f"solver {method.name!r} cannot integrate a divergence; take 'dopri5' or 'midpoint'")
     if isinstance(method, DormandPrince) and method.norm is worst_sample:
         method = replace(method, norm=_state_and_integral)

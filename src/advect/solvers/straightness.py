@@ -77,7 +77,7 @@ def deviations(
     Raises UserError for an adaptive solver, for "dpmpp2m", and for a non-finite state.
     """
     method = get_solver(solver)
-    if method.adaptive or method.affine_only or method.two_times:
+    if method.adaptive or method.affine_only or method.two_times or method.jumps:
         raise UserError(
             f"solver {method.name!r} cannot integrate a deviation in fixed steps; take 'euler' or 'midpoint'"
         )
