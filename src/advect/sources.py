@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.bounds import Share
+from advect.core.categorical import draw_uniform
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Generator, Stream, stream_seed
 from advect.core.registry import register
@@ -30,6 +31,8 @@ class SourceDistribution(ABC):
     """Whether it is N(0, I), as scores and conversions need."""
     has_density: ClassVar[bool] = False
     """Whether it has :meth:`log_prob`."""
+    discrete: ClassVar[bool] = False
+    """Whether draws are tokens, for discrete flow matching: rows of K numbers with a single 1, or a mask without."""
     fits_data: ClassVar[bool] = False
     """Whether a run builds it by ``from_data(x1)``, whose plain arguments are flags."""
 
@@ -163,6 +166,28 @@ class SparseGaussian(SourceDistribution):
     def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
         z = random.normal(shape, generator, device=device, dtype=dtype)
         return z * (random.uniform(shape, generator, device=device) >= self.dropout)
+
+
+@register("masked")
+@dataclass(frozen=True)
+class Masked(SourceDistribution):
+    """Masks in place of all tokens, for discrete flow matching."""
+
+    discrete = True
+
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, device=device, dtype=dtype)
+
+
+@register("uniform")
+@dataclass(frozen=True)
+class UniformTokens(SourceDistribution):
+    """Tokens of the vocabulary with equal probabilities, for discrete flow matching."""
+
+    discrete = True
+
+    def _draw(self, shape: Shape, generator: Generator, device: torch.device | None, dtype: torch.dtype) -> Tensor:
+        return draw_uniform(shape, generator, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)

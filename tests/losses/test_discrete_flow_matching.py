@@ -15,16 +15,18 @@ from advect.core.types import Batch
 from advect.losses import DiscreteFlowMatching
 from advect.networks import SequenceTransformer
 from advect.networks.base import TokenLogits
-from advect.paths import MarkovChain, MixturePath
+from advect.paths import AffinePath, MarkovChain, MixturePath
 from advect.solvers import TauLeaping, integrate, log_prob_bound
+from advect.sources import Masked, UniformTokens
 
+SOURCES = {True: Masked(), False: UniformTokens()}
 CHAIN = MarkovChain([0.5, 0.3, 0.2], [[0.8, 0.15, 0.05], [0.05, 0.05, 0.9], [0.2, 0.7, 0.1]], 4)
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_perfect_network_has_the_entropy_as_its_loss(masked):
     path, n = MixturePath(masked=masked), 10_000
-    loss = DiscreteFlowMatching(path=path)
+    loss = DiscreteFlowMatching(path=path, source=SOURCES[path.masked])
     net = lambda x, t, cond: CHAIN.logits(x, t, path)
     found = loss(net, Batch(CHAIN.sample(n, CounterRng(0, 0, n)).float()), CounterRng(1, 0, n))
     assert found.mean().item() == pytest.approx(CHAIN.entropy() / 4, rel=0.03)
@@ -34,7 +36,7 @@ def test_the_perfect_network_has_the_entropy_as_its_loss(masked):
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_posterior_is_the_minimiser(weighting, masked):
     path, n = MixturePath(masked=masked), 4000
-    loss = DiscreteFlowMatching(path=path, weighting=weighting)
+    loss = DiscreteFlowMatching(path=path, source=SOURCES[path.masked], weighting=weighting)
     batch = Batch(CHAIN.sample(n, CounterRng(0, 0, n)))
     shift, flat = (torch.zeros(1, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     perfect = lambda x, t, cond: CHAIN.logits(x, t, path).clamp(min=-40) + shift
@@ -57,7 +59,7 @@ def test_padding_and_known_tokens_cost_nothing():
 
 def test_a_trained_network_approaches_the_chain():
     path = MixturePath()
-    loss, n = DiscreteFlowMatching(path=path), 256
+    loss, n = DiscreteFlowMatching(path=path, source=SOURCES[path.masked]), 256
     with LayerRng(0).used():
         net = TokenLogits(SequenceTransformer((4, 4), width=32, depth=2, heads=2))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
@@ -83,5 +85,9 @@ def test_other_data_and_arguments_are_refused():
         DiscreteFlowMatching().sample(Batch(torch.randn(4, 3, 5)))
     with pytest.raises(UserError, match="leave out x0"):
         DiscreteFlowMatching().sample(Batch(torch.zeros(4, 3, 5), x0=torch.zeros(4, 3, 5)))
-    with pytest.raises(UserError, match="weighting 'plan' is not known.*plain"):
+    with pytest.raises(UserError, match=r"weighting .plan. is not known.*plain"):
         DiscreteFlowMatching(weighting="plan")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="needs tokens as its source"):
+        DiscreteFlowMatching(source=UniformTokens())
+    with pytest.raises(UserError, match="path must be a MixturePath"):
+        DiscreteFlowMatching(path=AffinePath())  # pyright: ignore[reportArgumentType]

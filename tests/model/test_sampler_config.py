@@ -96,7 +96,7 @@ class Toward(nn.Module):
 def samplers() -> list[SamplerConfig]:
     """Every solver on every grid, in one step and in more, and the stochastic ones."""
     found = {name: registry.get("solver", name) for name in registry.choices("solver")}
-    solvers = [name for name, solver in found.items() if not (solver.adaptive or solver.two_times)]
+    solvers = [name for name, solver in found.items() if not (solver.adaptive or solver.two_times or solver.jumps)]
     return [
         SamplerConfig(solver, steps, grid, g)
         for grid in registry.choices("grid")

@@ -13,7 +13,9 @@ from advect.paths import CondOT
 from advect.solvers import get_solver, integrate, solve, t_grid
 
 MEAN, SPREAD = 2.0, 0.5
-METHODS = sorted(n for n in choices("solver") if not (get_solver(n).adaptive or get_solver(n).two_times))
+METHODS = sorted(
+    n for n in choices("solver") if not (get_solver(n).adaptive or get_solver(n).two_times or get_solver(n).jumps)
+)
 
 
 def gaussian_flow(x: Tensor, t: Tensor) -> Tensor:

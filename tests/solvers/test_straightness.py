@@ -16,7 +16,7 @@ from advect.paths.analytic import GaussianMixture
 from advect.solvers import deviations, get_solver, integrate, straightness
 
 MEAN, SPREAD, TURN = 2.0, 0.5, 1.3
-REFUSED = ("adaptive", "affine_only", "two_times")
+REFUSED = ("adaptive", "affine_only", "two_times", "jumps")
 METHODS = sorted(n for n in choices("solver") if not any(getattr(get_solver(n), kind) for kind in REFUSED))
 
 

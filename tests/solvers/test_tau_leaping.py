@@ -13,6 +13,7 @@ from advect.core.random import CounterRng
 from advect.paths import Cosine, MarkovChain, MixturePath, ProductMixture
 from advect.solvers import TauLeaping, integrate, log_prob_bound
 from advect.solvers.tau_leaping import nucleus
+from advect.sources import Masked, UniformTokens
 
 N = 6000
 CHAIN = MarkovChain([0.5, 0.3, 0.2], [[0.8, 0.15, 0.05], [0.05, 0.05, 0.9], [0.2, 0.7, 0.1]], 4)
@@ -121,3 +122,12 @@ def test_what_cannot_be_is_refused():
         log_prob_bound(lambda x, t: x, MixturePath(), torch.rand(2, 3, 4))
     with pytest.raises(UserError, match="draws must be at least 1"):
         log_prob_bound(lambda x, t: x, MixturePath(), torch.zeros(2, 3, 4), draws=0)
+
+
+def test_the_sources_are_masks_and_uniform_tokens():
+    assert not Masked().sample((3, 4, 5)).any()
+    x = UniformTokens().sample((4000, 2, 5), CounterRng(0, 0, 4000))
+    assert torch.equal(x.sum(-1), torch.ones(4000, 2))
+    torch.testing.assert_close(x.mean((0, 1)), torch.full((5,), 0.2), atol=0.02, rtol=0)
+    parts = [UniformTokens().sample((n, 2, 5), CounterRng(0, 0, n, start=a, total=8)) for a, n in ((0, 3), (3, 5))]
+    assert torch.equal(torch.cat(parts), UniformTokens().sample((8, 2, 5), CounterRng(0, 0, 8)))

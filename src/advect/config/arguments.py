@@ -293,7 +293,7 @@ def _with_data(preset: Preset, flags: list[str]) -> Config:
         raise UserError(f"--data-format {data_format} is none that preset {preset.name} takes{fix}")
     if data_format != config.data.data_format:
         config = replace(config, data=data_section(data_format))
-    config = few_steps(config, value_of("--objective", flags))
+    config = few_steps(of_objective(config, value_of("--objective", flags)), value_of("--objective", flags))
     if preset.fit is not None:
         side = value_of("--image-size", flags)
         size = image_size(data_format, Path(place).expanduser()) if place else None
@@ -303,6 +303,23 @@ def _with_data(preset: Preset, flags: list[str]) -> Config:
         size = size or (usual and (usual, usual))
         config = config if size is None else preset.fit(config, *size)
     return smooth_times(config, flags)
+
+
+def of_objective(config: Config, objective: str | None) -> Config:
+    """The configuration with the source and solver of tokens if an ``objective`` of them is given, else of numbers."""
+    if objective not in registry.choices("loss"):
+        return config
+    method = config.method.replaced(objective=objective)
+    if method.discrete == config.method.discrete:
+        return config
+    usual = TOKENS if method.discrete else (MethodConfig.source, OutputConfig.solver, OutputConfig.sample_steps)
+    source, solver, steps = usual
+    output = config.output.replaced(solver=solver, sample_steps=steps)
+    return replace(config, method=method.replaced(source=source), output=output)
+
+
+TOKENS = ("masked", "tau-leaping", 64)
+"""Usual source, solver and steps of flows of tokens."""
 
 
 def few_steps(config: Config, objective: str | None) -> Config:

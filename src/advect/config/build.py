@@ -20,11 +20,11 @@ from advect.data import Dataset
 from advect.losses import Loss
 from advect.masks import Mask
 from advect.networks import Vector
-from advect.networks.base import TwoTimes, VelocityAndScore, WithGiven
+from advect.networks.base import TokenLogits, TwoTimes, VelocityAndScore, WithGiven
 from advect.networks.embeddings import ConditionEmbedding
 from advect.networks.encoders import Encoder
 from advect.networks.layers import zeroed
-from advect.paths import AffinePath, Path
+from advect.paths import AffinePath, MixturePath, Path
 from advect.sources import Empirical, SourceDistribution
 from advect.times import Stratified, TimeDistribution
 from advect.weights import Uniform, Weight
@@ -65,12 +65,14 @@ def build_network(
     grad_checkpointing: bool = False,
     masked: bool = False,
     two_times: bool = False,
+    tokens: bool = False,
     seed: int = 0,
     encoders: Mapping[str, Encoder] | None = None,
 ) -> nn.Module:
     """Network for data of this shape and these conditions, with weights of the ``seed``.
 
-    ``masked``: see :class:`WithGiven`; ``two_times``: see :class:`TwoTimes`; ``encoders`` of conditions by name.
+    ``masked``: see :class:`WithGiven`; ``two_times``: see :class:`TwoTimes`; ``tokens``: see :class:`TokenLogits`;
+    ``encoders`` of conditions by name.
     Draws from no global generator, whatever the network's code says. Raises UserError if they do not fit.
     """
     cls: Any = config.part("network")
@@ -86,7 +88,8 @@ def build_network(
     if two_times and "conditions" not in registry.parameters(cls):
         raise UserError(f"--network {config.network} takes one time; take another, or --objective flow-matching")
     step = {STEP: Vector(1)} if two_times else {}
-    options = {"shape": spec.shape, "dim": spec.shape[0], "conditions": _sizes(spec, encoders or {}) | step}
+    shape = (*spec.shape[:-1], spec.shape[-1] + tokens)
+    options = {"shape": shape, "dim": spec.shape[0], "conditions": _sizes(spec, encoders or {}) | step}
     options |= {"grad_checkpointing": grad_checkpointing, "inputs": 3 if masked else 1}
     options |= {"outputs": 2 if config.score_network == "head" else 1}
     with LayerRng(seed).used():
@@ -98,6 +101,7 @@ def build_network(
         for embedding in (module for module in net.modules() if isinstance(module, ConditionEmbedding)):
             zeroed(embedding.maps[-1][-1])  # pyright: ignore[reportIndexIssue, reportArgumentType]
         net = TwoTimes(net)
+    net = TokenLogits(net) if tokens else net
     return WithGiven(net, cls.takes) if masked else net
 
 
@@ -134,11 +138,23 @@ def build_path(method: MethodConfig, source: Mapping[str, Any] | None = None) ->
         elif registry.parameters(cls)[cls.width].default is registry.REQUIRED:
             raise UserError(f"--path {method.path} needs its width: give --sigma-min, 0.5 say, in model units")
     part = method.build("path", **given)
+    if method.discrete:
+        return _token_path(method, part, method.source if source is None else source["kind"])
     if not isinstance(part, Path):
         return AffinePath(part, sigma_min=jitter, gaussian_source=_plain_noise(method, source))
     if jitter > 0:
         raise UserError(f"--sigma-min {method.sigma_min} does nothing on --path {method.path}; leave it out")
     return part
+
+
+def _token_path(method: MethodConfig, part: Any, source: str) -> MixturePath:
+    """Path of tokens from a ``source`` of such."""
+    if method.sigma_min or method.part("path").width is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        what = f"--sigma-min {method.sigma_min}" if method.sigma_min else f"--path {method.path}"
+        raise UserError(f"{what} has noise of a width, and tokens have none; take --path cond-ot without --sigma-min")
+    if not registry.get("source", source).discrete:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(f"--objective {method.objective} starts from tokens; take --source masked or uniform")
+    return MixturePath(part, masked=source == "masked")
 
 
 def _plain_noise(method: MethodConfig, source: Mapping[str, Any] | None) -> bool:
@@ -230,6 +246,7 @@ def build_loss(
     if method.part("coupling").needs_conditions and not spec.conditions:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(f"--coupling {method.coupling} needs labels, and the data have none; take --coupling ot")
     _check_used(method)
+    _check_tokens(method, dataset)
     path = build_path(method, source)
     if method.prediction != "velocity" and not (
         isinstance(path, AffinePath) and (path.gaussian_source or path.sigma_min == 0)
@@ -271,6 +288,20 @@ def _build_mask(method: MethodConfig, dataset: Dataset) -> Mask | None:
             "drawn apart from the data; leave one out"
         )
     return method.build("mask", entries=dataset.modality.entries)
+
+
+def _check_tokens(method: MethodConfig, dataset: Dataset) -> None:
+    """Raise UserError for a loss of tokens and other data, or a source of tokens and another loss."""
+    if method.discrete and not dataset.modality.tokens:
+        raise UserError(
+            f"--objective {method.objective} is for tokens, and these are {dataset.spec.modality} data; leave it out, "
+            "or read text, FASTA or whole numbers by --data-format tokens"
+        )
+    if not method.discrete and method.part("source").discrete:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            f"--source {method.source} is of tokens, for --objective discrete-flow-matching, and this is "
+            f"{method.objective}; take gaussian"
+        )
 
 
 def _check_used(method: MethodConfig) -> None:

@@ -81,6 +81,11 @@ def check_config(config: Config) -> None:
             f"--solver {config.output.solver} takes steps that --objective {method.objective} does not learn; give "
             "--objective lagrangian, say, or take midpoint"
         )
+    if solver.jumps != method.discrete:
+        usual = "tau-leaping" if method.discrete else "midpoint"
+        raise UserError(
+            f"--solver {config.output.solver} and --objective {method.objective} contradict each other; take {usual}"
+        )
     dataset = None
     if config.data.dataset.place is None or (place is not None and Path(place).exists()):
         dataset = build_dataset(config.data)

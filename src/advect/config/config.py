@@ -146,9 +146,14 @@ class MethodConfig(Section):
         return self.part("objective").learns_steps  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
+    def discrete(self) -> bool:
+        """Whether samples are tokens that jump along a mixture path."""
+        return self.part("objective").discrete  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
     def form(self) -> dict[str, Any]:
         """What the network takes beside a sample and a time: arguments of ``build_network``."""
-        return {"masked": self.masked, "two_times": self.learns_steps is not None}
+        return {"masked": self.masked, "two_times": self.learns_steps is not None, "tokens": self.discrete}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -329,6 +329,24 @@ def sequences() -> Config:
     )
 
 
+@preset(
+    "text, FASTA or whole numbers as tokens (--data-dir): discrete flow matching, a transformer",
+    takes=("tokens",),
+)
+def tokens() -> Config:
+    return Config(
+        data=data("tokens"),
+        network=network("transformer", width=128, depth=4),
+        method=MethodConfig(objective="discrete-flow-matching", source="masked"),
+        training=TrainingConfig(
+            learning_rate=1e-3,
+            lr_schedule="cosine",
+            ema_decay=0.999,
+        ),
+        output=OutputConfig(num_samples=16, solver="tau-leaping", sample_steps=64),
+    )
+
+
 @preset("vectors of your own from a .npy, .npz or Parquet file (--data-dir), a residual MLP", takes=("array-file",))
 def arrays() -> Config:
     return Config(

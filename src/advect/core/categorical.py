@@ -19,9 +19,8 @@ def one_hot(codes: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def codes_of(x: Tensor) -> Tensor:
-    """Codes (*S) int64 of rows x (*S, K), by the largest number; -1 for rows without one above 0."""
-    most, place = x.max(-1)
-    return torch.where(most > 0, place, -1)
+    """Codes (*S) int64 of rows x (*S, K), by the largest number; -1 for rows of zeros."""
+    return torch.where((x != 0).any(-1), x.argmax(-1), -1)
 
 
 def has_token(x: Tensor) -> Tensor:

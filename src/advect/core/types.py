@@ -284,13 +284,13 @@ def is_null(value: Tensor) -> Tensor:
 
 
 def real_steps(cond: Conditions | None, x: Tensor) -> Tensor | None:
-    """Mask (B, L) of real steps of sequences x (B, L, C), or None if all are."""
+    """Mask (B, L) of real steps of sequences x (B, L, *C), or None if all are."""
     if not cond or LENGTH not in cond:
         return None
     return torch.arange(x.shape[1], device=x.device) < cond[LENGTH][:, None]
 
 
 def without_padding(x: Tensor, cond: Conditions) -> Tensor:
-    """x with zeros after the last real step of sequences (n, L, C) with lengths."""
+    """x with zeros after the last real step of sequences (n, L, C), or tokens (n, L), with lengths."""
     real = real_steps(cond, x)
-    return x if real is None else torch.where(real[:, :, None], x, 0.0)
+    return x if real is None else torch.where(expand_right(real, x), x, 0.0)

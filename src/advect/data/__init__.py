@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from advect.data.tables.files import read_table as read_table
     from advect.data.tables.files import write_table as write_table
     from advect.data.tables.transform import TableTransform as TableTransform
+    from advect.data.tokens.dataset import Tokens as Tokens
+    from advect.data.tokens.transform import TokenTransform as TokenTransform
     from advect.data.toy import Digits as Digits
     from advect.data.toy import Moons as Moons
     from advect.data.transforms import Identity as Identity

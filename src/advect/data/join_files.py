@@ -80,9 +80,32 @@ def join_parquet(parts: Sequence[Path], path: Path, bar: tqdm) -> None:
             bar.update()
 
 
+def join_text(parts: Sequence[Path], path: Path, bar: tqdm) -> None:
+    """Texts one after the other, each of which ends its last line."""
+    with path.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as text:
+                while block := text.read(_BLOCK):
+                    whole.write(block)
+            bar.update()
+
+
+def join_npy(parts: Sequence[Path], path: Path, bar: tqdm) -> None:
+    """Arrays of .npy files of one type, one after the other along their first axis."""
+    arrays = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+    with path.open("wb") as whole:
+        _write_header(whole, (sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+        for array in arrays:
+            whole.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            bar.update()
+
+
 JOINED: Mapping[str, Callable[[Sequence[Path], Path, tqdm], None]] = {
     ".npz": join_npz,
     ".csv": join_csv,
     ".parquet": join_parquet,
+    ".txt": join_text,
+    ".fasta": join_text,
+    ".npy": join_npy,
 }
 """How files of a suffix are joined."""

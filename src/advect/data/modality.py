@@ -115,6 +115,8 @@ class Modality(ABC, Generic[M]):
     """Name of a sample's elements."""
     feature_networks: ClassVar[bool] = False
     """Whether networks trained on images give features."""
+    tokens: ClassVar[bool] = False
+    """Whether samples are tokens: in model units rows of K numbers, one of which is 1."""
     marginals: ClassVar[bool] = True
     """Whether each element is a quantity with its own unit and distribution."""
 

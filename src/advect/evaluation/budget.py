@@ -38,7 +38,8 @@ FEW_SECONDS = 10.0
 
 SAMPLES = 1000
 NFES = (1, 2, 4, 8, 16, 32, 64)
-SOLVERS = ("euler", "midpoint")
+SOLVERS, JUMPS = ("euler", "midpoint"), ("tau-leaping",)
+"""Solvers that are compared, of flows along an ODE and of tokens."""
 CALIBRATION = 0.3
 """Share of the time left for calibration."""
 
@@ -93,7 +94,7 @@ class Speed:
 
         def sample(count: int) -> float:
             began = now()
-            made = flow.sample(count, steps=1, solver="euler", model_units=True)
+            made = flow.sample(count, steps=1, solver=compared_solvers(flow)[0], model_units=True)
             return (now() - began) / (count * made.nfe)
 
         def load(count: int) -> float:
@@ -186,6 +187,11 @@ class Scope:
         return rows * self.draws * CALIBRATION_NFE
 
 
+def compared_solvers(flow: Flow) -> tuple[str, ...]:
+    """Solvers whose samples are compared, the last one's most of all."""
+    return JUMPS if flow.discrete else SOLVERS
+
+
 def calibration_sampler(flow: Flow) -> SamplerConfig:
     """The run's sampler if it takes at most 16 evaluations, else midpoint steps of as many if it can."""
     if (flow.nfe(flow.sampler) or math.inf) <= CALIBRATION_NFE:
@@ -201,7 +207,7 @@ def plan_points(flow: Flow, nfes: Sequence[int]) -> Sweep:
 
     Raises UserError for evaluations that a solver cannot meet.
     """
-    found = plan_sweep(flow.sampler, flow.nfe, solvers=SOLVERS, nfes=nfes)
+    found = plan_sweep(flow.sampler, flow.nfe, solvers=compared_solvers(flow), nfes=nfes)
     return sorted(((flow.nfe(sampler) or 0, sampler) for sampler in found), key=lambda point: point[0])
 
 
@@ -222,7 +228,7 @@ def choose_scope(
     for n, top in _LADDER:
         scope = Scope(samples or n, tuple(nfes or [nfe for nfe in NFES if nfe <= top]), steps, count, rows, draws)
         solvers = {str(sampler.solver) for _, sampler in scope.points(sweep)}
-        if len(solvers) < len(SOLVERS):  # one takes more evaluations
+        if len(solvers) < len(compared_solvers(space.flow)):  # one takes more evaluations
             continue
         seconds = scope.seconds(space, speed, sweep)
         if seconds <= planned:

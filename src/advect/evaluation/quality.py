@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.core.errors import UserError
+from advect.core.errors import UserError, printable
 from advect.core.files import atomic_write, atomic_write_text, make_folder
 from advect.core.types import LENGTH
 from advect.data import Dataset
 from advect.data.captions import condition_words
 from advect.data.modality import condition_columns
+from advect.data.tokens.modality import TokensModality
 from advect.evaluation.budget import (
     FEATURES,
     NFES,
     PIXELS_ALONE,
     SAMPLES,
-    SOLVERS,
     STEPS,
     Clock,
     Scope,
@@ -34,6 +34,7 @@ from advect.evaluation.budget import (
     Sweep,
     calibration_sampler,
     choose_scope,
+    compared_solvers,
     differences,
     plan_points,
 )
@@ -54,6 +55,9 @@ from advect.model.flow import Flow
 FORMAT = 1
 TIMES = 10
 """Stored times of trajectories."""
+
+TEXTS, TEXT_LENGTH = 5, 160
+"""Stored times of tokens, and most characters of each."""
 
 
 def measure_quality(
@@ -94,7 +98,7 @@ def measure_quality(
         return {"limits": {**limits, "left_out": ["all measurements"]}}
     folder = make_folder(out_dir, "out_dir")
     found = _measure(space, scope, scope.points(sweep), clock, seed, folder)
-    nfes = [nfe for nfe in scope.nfes if nfe <= max(found["frechet"]["curves"][SOLVERS[0]]["nfe"])]
+    nfes = [nfe for nfe in scope.nfes if nfe <= max(found["frechet"]["curves"][compared_solvers(flow)[0]]["nfe"])]
     left_out += differences(replace(scope, nfes=tuple(nfes)), whole, space)
     limits = {**limits, "left_out": left_out, "nfes": nfes} if left_out else {}
     result = {"format": FORMAT, "seed": seed, "step": step, "limits": limits, **found}
@@ -118,18 +122,23 @@ def _measure(
     _write_arrays(folder / "neighbours.npz", {k: v for k, v in vars(memory).items() if isinstance(v, Tensor)})
     (folder / "trajectories.npz").unlink(missing_ok=True)
     words: list[str] = []
-    if scope.steps:
+    texts: dict[str, Any] = {}
+    if scope.steps and space.flow.discrete:
+        texts = {"texts": text_states(space, steps=scope.steps, count=scope.count, seed=seed)}
+    elif scope.steps:
         t, x, words = trajectories(space, context, steps=scope.steps, count=scope.count, seed=seed)
         _write_arrays(folder / "trajectories.npz", {"t": t, "x": x})
+    last = compared_solvers(space.flow)[-1]
     return {
         "data": _describe_data(space, context),
         "frechet": _describe_curves(evaluator, context, curves, floor["frechet"], len(rows.floor)),
-        "samples_by": {"solver": SOLVERS[-1], "nfe": curves[SOLVERS[-1]]["nfe"][-1]},
+        "samples_by": {"solver": last, "nfe": curves[last]["nfe"][-1]},
         "fidelity": _describe_classes(evaluator, final, context),
         "marginals": _describe_marginals(numbers, floor),
         "memorisation": {**_describe_memorisation(memory), "train": len(_train(context))},
         "privacy": vars(PrivacyMetric().details(final, context, memory)),
         "captions": words,
+        **texts,
         **({"calibration": calibrated} if calibrated else {}),
     }
 
@@ -166,7 +175,8 @@ def _measure_curves(
     """
     context, final, calls = evaluator.context, None, 0
     assert context is not None
-    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "steps": [], "distance": []} for solver in SOLVERS}
+    solvers = compared_solvers(evaluator.flow)
+    curves: dict[str, dict[str, list]] = {solver: {"nfe": [], "steps": [], "distance": []} for solver in solvers}
     began = clock.now()
     for nfe, group in groupby(points, key=lambda point: point[0]):
         ways = [way for _, way in group]
@@ -176,7 +186,7 @@ def _measure_curves(
         for way in ways:
             x = evaluator.sample(SampleRequest(n=len(evaluator.rows.floor), sampler=way, seed=seed), title=str(way))
             assert x is not None
-            final = x if str(way.solver) == SOLVERS[-1] else final
+            final = x if str(way.solver) == solvers[-1] else final
             curve = curves[str(way.solver)]
             curve["nfe"].append(nfe)
             curve["steps"].append(way.steps)
@@ -201,7 +211,7 @@ def _metrics(space: FeatureSpace) -> dict[str, Metric]:
     shape = space.whole(space.dataset.train, torch.zeros(1, dtype=torch.int64)).shape[1:]
     names = ["frechet", "memorisation"]
     names += ["class_accuracy"] if LABELS in space.offers else []
-    names += ["marginals"] if len(shape) == 1 and shape[0] > 2 else []
+    names += ["marginals"] if len(shape) == 1 and shape[0] > 2 and space.modality.marginals else []
     return find_metrics(names, (), space.offers, space.modality.name)[0]
 
 
@@ -228,6 +238,18 @@ def trajectories(
             pca = PCA(2, random_state=0).fit(chosen)
         x = torch.from_numpy(pca.transform(x.flatten(0, 1).double().numpy())).float().reshape(*x.shape[:2], 2)
     return places / steps, x, words
+
+
+def text_states(space: FeatureSpace, *, steps: int, count: int, seed: int = 0) -> dict[str, Any]:
+    """States of ``count`` samples of tokens as text, from the source (t = 0) to the data (t = 1), at some times."""
+    flow, modality = space.flow, space.modality
+    assert isinstance(modality, TokensModality)
+    made = flow.sample(count, steps=steps, solver=compared_solvers(flow)[-1], seed=seed, trajectory=True)
+    assert made.times is not None
+    places = torch.linspace(0, len(made.times) - 1, TEXTS).round().long().tolist()
+    states = [modality.texts(made.x[place], made.encoded) for place in places]
+    shown = [[printable(text[:TEXT_LENGTH]) for text in row] for row in zip(*states, strict=True)]
+    return {"times": [made.times[place] for place in places], "states": shown}
 
 
 def _train(context: EvalContext) -> Tensor:

@@ -132,6 +132,7 @@ class FlowRecord(OpenRecord):
 
     straightness: StraightnessRecord | None = None
     bits_per_dim: BitsRecord | None = None
+    bits_per_token: BitsRecord | None = None
     calibration: CalibrationRecord | None = None
 
 
@@ -226,6 +227,18 @@ class PrivacyRecord(OpenRecord):
     rows: Count
 
 
+class TextsRecord(OpenRecord):
+    """States of some samples of tokens as text: a row of ``states`` a sample, of as many as ``times``."""
+
+    times: list[float]
+    states: list[list[str]]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless all rows have the times."""
+        if any(len(row) != len(self.times) for row in self.states):
+            raise ValueError("texts are not of equal number")
+
+
 class QualityRecord(OpenRecord):
     """``evaluation/quality.json``, by ``advect report``."""
 
@@ -239,6 +252,7 @@ class QualityRecord(OpenRecord):
     marginals: dict[str, dict[str, float]] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
+    texts: TextsRecord | None = None
     calibration: CalibrationRecord | None = None
     privacy: PrivacyRecord | None = None
 

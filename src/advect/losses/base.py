@@ -54,7 +54,7 @@ class Loss(ABC):
     @property
     def form(self) -> dict[str, Any]:
         """What the network takes beside a sample and a time."""
-        return {"masked": self.mask is not None, "two_times": self.learns_steps is not None}
+        return {"masked": self.mask is not None, "two_times": self.learns_steps is not None, "tokens": self.discrete}
 
     @abstractmethod
     def sample(self, batch: Batch, generator: Generator = None) -> LossInput:

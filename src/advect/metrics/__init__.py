@@ -71,5 +71,6 @@ from advect.metrics.tables import Table as Table
 from advect.metrics.tabular import association_error as association_error
 from advect.metrics.tabular import associations as associations
 from advect.metrics.tabular import column_gaps as column_gaps
+from advect.metrics.tokens import ngram_distance as ngram_distance
 from advect.metrics.wasserstein import sliced_wasserstein as sliced_wasserstein
 from advect.metrics.wasserstein import wasserstein as wasserstein

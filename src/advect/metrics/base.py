@@ -32,6 +32,9 @@ Z = 1.96
 COLUMNS, LABELS = "columns", "labels"
 """Needs beyond the rows: columns of a table, a categorical condition."""
 
+TOKENS = "tokens"
+"""Need of rows of tokens."""
+
 QUANTITIES, CALIBRATED_ROWS = "quantities", "rows to calibrate"
 """More of them: a real-valued condition, and few columns of many held-out rows."""
 
@@ -77,7 +80,7 @@ class Metric(ABC):
     """Numbers of samples x against a reference y.
 
     Attributes:
-        needs: inputs beside features: VALUES, SAMPLES, COLUMNS, LABELS.
+        needs: inputs beside features: VALUES, SAMPLES, COLUMNS, LABELS, TOKENS.
         at_least: fewest rows of either set.
         rows: most rows used of either set; None for all.
         better: direction of improvement.
@@ -154,7 +157,7 @@ class FlowMetric(ABC):
         held_out: whether held-out rows are used instead of samples.
         held_out_rows: most of them; None for --likelihood-samples.
         density: whether held-out rows must have a density.
-        needs: QUANTITIES, CALIBRATED_ROWS.
+        needs: QUANTITIES, CALIBRATED_ROWS, TOKENS.
     """
 
     part_kind: ClassVar[str] = "metric"
@@ -203,6 +206,8 @@ def find_metrics(
             left_out[name] = f"is for table data, and these are {kind} data"
         elif LABELS in lacks:
             left_out[name] = "needs data with a categorical condition, and these have none"
+        elif TOKENS in lacks:
+            left_out[name] = f"is for tokens, and these are {kind} data"
         elif QUANTITIES in lacks:
             left_out[name] = "needs data with a real-valued condition, and these have none"
         elif CALIBRATED_ROWS in lacks:

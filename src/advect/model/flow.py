@@ -43,12 +43,9 @@ from advect.solvers import (
     DiffusionCoefficient,
     SDESolver,
     Solver,
-    Straightness,
     TimeGrid,
-    Velocity,
     bits_per_dim,
     dequantise,
-    deviations,
     get_solver,
 )
 from advect.solvers.integrate import CountedVelocity
@@ -124,40 +121,12 @@ class Flow(VelocityField):
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 
     if TYPE_CHECKING:
+        from advect.model.measures import log_prob_bound as log_prob_bound
+        from advect.model.measures import straightness as straightness
         from advect.model.posterior import sample_posterior as sample_posterior
     else:
         sample_posterior = LazyMethod("advect.model.posterior")
-
-    @bounded
-    @torch.no_grad()
-    def straightness(
-        self,
-        n: SampleCount = 1000,
-        *,
-        steps: Steps = 100,
-        solver: str = "euler",
-        seed: Seed = 0,
-        cond: Mapping[str, ConditionValue] | Sequence[str] | None = None,
-        guidance: GuidanceScale = 1.0,
-        guidance_interval: tuple[float, float] | None = None,
-        batch_size: BatchSize = 256,
-        rows: range | None = None,
-        progress: bool | tqdm = False,
-    ) -> Straightness:
-        """Straightness of the paths of n samples, in model units, see :func:`advect.solvers.straightness`.
-
-        Zero padding counts as elements.
-        """
-        rows = checked_rows(n, rows)
-        self._check_guidance(guidance, guidance_interval)
-        conditions, parts = self.conditions(n, cond, seed, rows=rows), []
-        way, t0, t1 = self.coordinates, self.coordinates.low, self.coordinates.high
-        for x0, part, rng, _ in self._initial_states(n, rows, conditions, seed, batch_size, progress):
-            u = self.velocity(part, guidance=guidance, interval=guidance_interval)
-            x0 = way.enter(self._field(way, part, guidance, guidance_interval), x0, rng) * way.scale(t0)
-            inside: Velocity = lambda x, t, u=u, part=part: without_padding(u(x, t), part)
-            parts.append(torch.stack(deviations(inside, x0, steps=steps, solver=solver, t0=t0, t1=t1)).cpu())
-        return Straightness.of(*torch.cat(parts, 1))
+        log_prob_bound, straightness = LazyMethod("advect.model.measures"), LazyMethod("advect.model.measures")
 
     def _check_guidance(self, guidance: float, interval: tuple[float, float] | None) -> None:
         if guidance != 1 and not self.spec.conditions.keys() - {LENGTH}:
@@ -290,8 +259,9 @@ class Flow(VelocityField):
 
     def _way(self, solver: str | Solver, steps: int) -> tuple[Coordinates, list[float], Solver]:
         """Coordinates, times t and solver for encodings and densities; an adaptive solver chooses its own steps."""
+        self.check_continuous("the way back to noise")
         method = get_solver(solver)
-        if method.two_times:
+        if method.two_times or method.jumps:
             raise UserError(f"solver {method.name!r} leads from noise to samples alone, without a density; take 'rk4'")
         times = [0.0, 1.0] if method.adaptive else resolve_grid("uniform", steps, 50, t0=0.0, t1=1.0)
         return self.coordinates if method.adaptive else self.coordinates.until_last(times), times, method
@@ -340,6 +310,7 @@ class Flow(VelocityField):
         the conditional density of the other entries. Raises UserError unless the source has a density, sequences are
         of one length and the data have a density.
         """
+        self.check_continuous("log_prob")
         x = self._checked(x, self.data_shape)
         log_det = self.transform.log_det(x[0].numel()) if given is None else 0.0
         if not self.source.has_density:

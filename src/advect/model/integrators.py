@@ -14,9 +14,9 @@ from advect.core.random import Generator
 from advect.core.types import StepKind
 from advect.losses.interpolant import split_heads
 from advect.model.coordinates import Angle, Coordinates, Plain, Rectified
-from advect.model.sampler_config import SamplerConfig
-from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, Path, Schedule
-from advect.solvers import FlowMap, SDESolver, Solver, Velocity, integrate_sde
+from advect.model.sampler_config import DEFAULT, SamplerConfig
+from advect.paths import AffinePath, BrownianBridge, CondOT, LipmanOT, MixturePath, Path, Schedule
+from advect.solvers import FlowMap, SDESolver, Solver, TauLeaping, Velocity, integrate_sde
 from advect.solvers.diffusion_coefficients import Diffusion, bounded_diffusion
 from advect.solvers.integrate import solver_times
 from advect.solvers.interpolant_sde import integrate_interpolant
@@ -34,6 +34,11 @@ def coordinates_of(path: Path, source: SourceDistribution, prediction: str, t_ep
     if prediction == "velocity" and isinstance(path.schedule, CondOT | LipmanOT):
         return Plain()
     return _rectified(path, prediction, t_eps)
+
+
+def default_sampler(path: Path) -> SamplerConfig:
+    """How a flow on this path is sampled where no run says."""
+    return SamplerConfig("tau-leaping", 64, "uniform") if isinstance(path, MixturePath) else DEFAULT
 
 
 def _rectified(path: AffinePath, prediction: str, t_eps: float) -> Rectified:
@@ -86,7 +91,7 @@ class ODEIntegrator(Integrator):
 
     def __call__(self, field: Velocity, x0: Tensor, rng: Generator) -> Tensor:
         way, solver = self.coordinates, self.solver
-        if isinstance(solver, FlowMap):
+        if isinstance(solver, FlowMap | TauLeaping):
             solver = replace(solver, generator=rng)
         y = way.enter(field, x0, rng)
         states = way.solve(field, y, solver, self.grid, trajectory=self.trajectory)
@@ -183,7 +188,13 @@ def make_integrator(
     if config.diffusion is not None:
         return _make_sde(config, coordinates, path, source, trajectory)
     solver = config.ode_solver
-    if isinstance(solver, FlowMap):
+    if solver.jumps != isinstance(path, MixturePath):
+        of = "numbers flows along an ODE" if solver.jumps else "tokens jumps"
+        usual = "midpoint" if solver.jumps else "tau-leaping"
+        raise UserError(f"a flow of {of}, and solver {solver.name!r} does not; take {usual!r}")
+    if isinstance(solver, TauLeaping):
+        solver = replace(solver, path=path)
+    elif isinstance(solver, FlowMap):
         coordinates = Plain()  # the learned map is of x itself
         if solver.noise:
             solver = replace(solver, schedule=with_score("noise of flow-map", path, source).effective_schedule)

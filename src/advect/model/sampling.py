@@ -80,7 +80,7 @@ def sample_run(
             if me.is_first:
                 stack.enter_context(claim_folder(folder, "--output-dir"))  # now, as sampling may take an hour
             check_sampler(flow, sampler, cond, n=n, batch_size=batch_size)
-            size, shape = n * math.prod(flow.spec.shape), flow.spec.shape
+            size, shape = n * math.prod(flow.data_shape), flow.data_shape
             check_disk(f"{n:,} samples of shape {shape} take", size, folder, "draw fewer, or see --output-dir")
             if me.is_first:
                 how = {"n": n, **resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
@@ -167,6 +167,8 @@ _KINDS = {
     ".parquet": "table:",
     ".csv": "table:",
     ".npz": "arrays:",
+    ".txt": "text:",
+    ".fasta": "text:",
     ".png": "picture:",
     ".json": "facts:",
 }

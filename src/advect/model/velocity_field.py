@@ -19,12 +19,9 @@ from advect.losses.interpolant import split_heads
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Coordinates, Rectified
 from advect.model.given import still
-from advect.model.integrators import (
-    coordinates_of,
-    with_score,
-)
-from advect.model.sampler_config import DEFAULT, SamplerConfig
-from advect.paths import AffinePath, Path
+from advect.model.integrators import coordinates_of, default_sampler, with_score
+from advect.model.sampler_config import SamplerConfig
+from advect.paths import AffinePath, MixturePath, Path
 from advect.paths.base import align
 from advect.paths.convert import data_minus_noise
 from advect.solvers import (
@@ -69,7 +66,11 @@ class VelocityField:
         self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
         self.masked, self.relative = masked, relative
         self.learns_steps: StepKind | None = learns_steps
-        self.sampler, self.device, self.autocast = sampler or DEFAULT, device or torch.device("cpu"), autocast
+        self.sampler, self.device, self.autocast = (
+            sampler or default_sampler(self.path),
+            device or torch.device("cpu"),
+            autocast,
+        )
 
     @cached_property
     def modality(self) -> Modality:
@@ -85,6 +86,32 @@ class VelocityField:
         self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
     ) -> Velocity:
         """Velocity ``u(x (B, *S), t (B,)) -> (B, *S)`` in model units, under conditions (B,), with guidance."""
+        self.check_continuous("the velocity")
+        self.net.eval()
+        return guided_velocity(self._velocity, cond, guidance, interval=interval)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether it is a flow of tokens, whose network gives logits."""
+        return isinstance(self.path, MixturePath)
+
+    def check_continuous(self, what: str) -> None:
+        """Raise UserError for a flow of tokens, which jumps and has no ODE that ``what`` needs."""
+        if self.discrete:
+            raise UserError(
+                f"{what} is of a flow along an ODE, and tokens jump; take sample, logits, or log_prob_bound for their "
+                "likelihood"
+            )
+
+    def logits(
+        self, cond: Conditions | None = None, *, guidance: float = 1.0, interval: tuple[float, float] | None = None
+    ) -> Velocity:
+        """Logits ``(x (B, L, K), t (B,)) -> (B, L, K)`` of a flow of tokens, like :meth:`velocity`.
+
+        They are of each token of the data as the other ones tell it; see :class:`advect.paths.MixturePath`.
+        """
+        if not self.discrete:
+            raise UserError("logits are of flows of tokens, and this one has a velocity; take velocity")
         self.net.eval()
         return guided_velocity(self._velocity, cond, guidance, interval=interval)
 

@@ -53,7 +53,7 @@ class MixturePath(Path):
         return c.alpha, (1 - c.alpha).clamp(min=2.0**-60), c.d_alpha
 
     def rate(self, t: Tensor) -> Tensor:
-        """``kappa_t' / (1 - kappa_t)`` (B,) float64: the rate at which tokens of the source become those of the data."""
+        """``kappa_t' / (1 - kappa_t)`` (B,) float64: the rate at which tokens of the source become data."""
         _, left, slope = self.kappa(t)
         return slope / left
 
@@ -83,7 +83,7 @@ class MixturePath(Path):
         :meth:`bound` takes the mean over masks, without the large weights of few masks near t = 1.
         """
         real = categorical.has_token(x1)
-        order = uniform(real.shape, generator, device=x1.device).masked_fill(~real, 2.0).flatten(1)
+        order = uniform(real.shape, generator, device=x1.device).masked_fill(~real, 2.0).reshape(len(x1), -1)
         first = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order.argmin(1, keepdim=True), True)
         sample = self.sample(x0, x1, t, generator)
         x_t = torch.where(first.view_as(real)[..., None], x0, sample.x_t)
@@ -142,10 +142,10 @@ class MixturePath(Path):
         real = categorical.has_token(sample.x1)
         log_p = self.log_posterior(logits, sample.x_t, sample.t)
         if not self.masked:
-            return (self._score_entropy(log_p.exp(), sample) * real).flatten(1).sum(1)
+            return per_row(self._score_entropy(log_p.exp(), sample) * real)
         masks = real & ~categorical.has_token(sample.x_t)
-        entropy = (cross_entropy(log_p, sample.x1) * masks).flatten(1).sum(1) / masks.flatten(1).sum(1).clamp(min=1)
-        return entropy * real.flatten(1).sum(1) * self.kappa(sample.t)[2].to(entropy.dtype)
+        entropy = per_row(cross_entropy(log_p, sample.x1) * masks) / per_row(masks).clamp(min=1)
+        return entropy * per_row(real) * self.kappa(sample.t)[2].to(entropy.dtype)
 
     def _score_entropy(self, p: Tensor, sample: PathSample) -> Tensor:
         """``sum_y v - u + u log(u / v)`` (B, *S) of the rates to each token y, u given x1, v of the posterior p.
@@ -183,3 +183,8 @@ class MixturePath(Path):
 def cross_entropy(log_p: Tensor, x1: Tensor) -> Tensor:
     """``-log p(x1^i)`` (B, *S) of log-probabilities and tokens (B, *S, K); 0 for padding."""
     return -torch.where(x1 > 0.5, log_p, 0.0).sum(-1)
+
+
+def per_row(x: Tensor) -> Tensor:
+    """Sums (B,) over the tokens of x (B, *S)."""
+    return x.reshape(len(x), -1).sum(1)

@@ -56,6 +56,8 @@ def _of_flow(flow: Result) -> str:
         words += f" Straightness {number(found['relative'])} of the paths' mean square."
     if found := flow.get("bits_per_dim"):
         words += f" {number(found['mean'])} bits per dimension of held-out rows."
+    if found := flow.get("bits_per_token"):
+        words += f" {number(found['mean'])} bits a token of held-out rows, at most."
     if found := flow.get("calibration"):
         words += f" {found['sentence']}."
     return words

@@ -70,6 +70,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "notes": run.notes,  # to which the sections add
         "cards": _shown(run, "metrics.jsonl", lambda run: list(_cards(run))) or [],
         "grids": _grids(run),
+        "texts": (run.quality or {}).get("texts"),
         "trajectories": _shown(run, "evaluation/trajectories.npz", _trajectories),
         "quality": _shown(run, "evaluation/quality.json", _quality),
         "evaluations": _shown(run, "evaluation/eval-*.json", evaluated) or [],

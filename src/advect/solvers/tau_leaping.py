@@ -17,7 +17,7 @@ from advect.core.errors import UserError
 from advect.core.random import Generator, uniform
 from advect.core.registry import register
 from advect.paths.mixture import MixturePath
-from advect.solvers.base import Solver, Velocity, expanded_times
+from advect.solvers.base import Solver, Velocity, all_finite, expanded_times, not_finite
 
 
 @register("tau-leaping")
@@ -59,6 +59,8 @@ class TauLeaping(Solver):
             x = self.path.noised(x, a, start, self.generator)
             (t,) = expanded_times([start], x)
             p = nucleus(self.path.posterior(u(x, t) / self.temperature, x, t), self.top_p)
+            if not all_finite(p):  # the draws would be whole all the same
+                raise not_finite(self.name, start)
             made = categorical.one_hot(categorical.draw(p, self.generator), x.shape[-1], x.dtype)
             moved = uniform(x.shape[:-1], self.generator, device=x.device) < self.path.jump_probability(start, b)
             x = torch.where(moved[..., None], made, x)

@@ -172,7 +172,7 @@ def read_arrays(
             raise UserError(f"channel {channel} has no values; leave it out")
     read = [array_column(f"value_{i}", x, kind) for i, x in enumerate(every.T)]
     steps = np.split(np.stack([x for _, x in read], 1), np.cumsum([len(x) for x in steps])[:-1])
-    told = {key: _label(key, values, len(steps)) for key, values in conditions.items()}
+    told = {key: read_label(key, values, len(steps)) for key, values in conditions.items()}
     return Ragged(steps, tuple(replace(column, missing=False) for column, _ in read), told)
 
 
@@ -245,7 +245,7 @@ def _check(steps: list[np.ndarray], holes: bool) -> None:
             )
 
 
-def _label(name: str, values: Any, count: int) -> tuple[Column, np.ndarray]:
+def read_label(name: str, values: Any, count: int) -> tuple[Column, np.ndarray]:
     """Condition from an array, without pandas."""
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.shape != (count,) or array.dtype.kind not in "buifU":
