@@ -28,6 +28,7 @@ from advect.data import (
     Sequences,
     Shards,
     Table,
+    Tokens,
     pack,
 )
 from advect.data.pairs import PairedDataset, Pairs, write_pairs
@@ -167,6 +168,19 @@ def sequences(folder: Path) -> Sequences:
         folder / "s.npz", values=rng.normal(3, 2, (150, 2)), lengths=1 + np.arange(60) % 4, kind=np.arange(60) % 3
     )
     return Sequences(folder / "s.npz", conditions=["kind"], held_out=0.2)
+
+
+def tokens(folder: Path) -> Tokens:
+    rng = np.random.default_rng(10)
+    lines = ["".join(rng.choice(list("abc"), 3 + i % 5)) for i in range(60)]
+    (folder / "lines.txt").write_text("\n".join(lines) + "\n")
+    return Tokens(folder / "lines.txt", held_out=0.2)
+
+
+def stream(folder: Path) -> Tokens:
+    rng = np.random.default_rng(11)
+    (folder / "stream.txt").write_text("".join(rng.choice(list("abc \n"), 400)))
+    return Tokens(folder / "stream.txt", layout="stream", max_length=8, held_out=0.2)
 
 
 def pairs(folder: Path) -> PairedDataset:

@@ -151,7 +151,7 @@ class Tokens(Dataset):
         splits = []
         for part in (train, rest):
             own = {key: values[part] for key, values in cond.items()}
-            reach = int(rows.starts[part[-1]]) + length if stream and len(part) else None
+            reach = int(rows.starts[part[-1]]) + length if stream and part is train else None
             size = {"length": length, "size": len(codes), "cond": own, "numbers": part}
             splits.append(TokenSplit(places, rows.starts[part], rows.sizes[part], **size, reach=reach))
         super().__init__(

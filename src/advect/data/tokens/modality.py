@@ -25,6 +25,13 @@ from advect.data.tokens.files import write_text
 from advect.data.tokens.panel import text_panel
 from advect.data.tokens.transform import TokenTransform
 
+LAYOUTS = {
+    "characters": ("lines", "stream", "fasta", "table"),
+    "words": ("lines", "table"),
+    "numbers": ("array", "stream"),
+}
+"""How tokens of each kind stand in files."""
+
 PAIRS = 256
 """Numbers that counts of neighbouring tokens are shared among."""
 
@@ -83,9 +90,8 @@ class TokensModality(Modality[TokenMetadata]):
         )
         if codes[0] < least or codes[-1] > most:
             raise UserError(f"the vocabulary has codes that no {facts['unit']} have; take another file")
-        if (facts["layout"] == "table") != (facts["style"] is not None) or (facts["unit"] == "numbers") == (
-            facts["layout"] in ("lines", "fasta", "table")
-        ):
+        fits = facts["layout"] in LAYOUTS[facts["unit"]]
+        if not fits or (facts["layout"] == "table") != (facts["style"] is not None):
             raise UserError("the layout of the tokens is not that of their file; take another file")
         lengths = self.spec.conditions.get(LENGTH)
         if isinstance(lengths, Length) and len(lengths.frequencies) != self.spec.shape[0]:
