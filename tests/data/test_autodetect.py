@@ -91,7 +91,7 @@ def test_tables_and_steps(tmp_path):
     (tmp_path / "a.csv").write_text("id,time,x\n" + "".join(f"{i},{i},0\n" for i in range(9)))
     assert name(tmp_path / "a.csv") == "table"
     (tmp_path / "b.tsv").write_text("Series_ID\ttime\tx\n" + "".join(f"{i // 3}\t{i}\t0\n" for i in range(9)))
-    assert names(tmp_path / "b.tsv") == ["sequences", "table"]
+    assert names(tmp_path / "b.tsv") == ["sequences", "table", "tokens"]
     assert names(tmp_path / "a.csv") == ["table", "sequences"]
     assert step_columns(tmp_path / "b.tsv") == ("Series_ID", "time")
     (tmp_path / "d.csv").write_text("Patient,date,x\n" + "".join(f"{i // 3},{i},0\n" for i in range(9)))

@@ -19,7 +19,7 @@ from advect.core.types import LENGTH, Condition, DataSpec, Length
 from advect.data.base import Dataset, Detected, Preview, check_share
 from advect.data.splits import split_groups
 from advect.data.tables.columns import column_from_config
-from advect.data.tables.files import FileStyle
+from advect.data.tables.files import FileStyle, is_table_file
 from advect.data.tables.infer_columns import condition_of
 from advect.data.tokens.files import FASTA, LINE, TokenRows, Unit, is_text, is_token_array, read_tokens
 from advect.data.tokens.split import TokenSplit
@@ -82,6 +82,8 @@ class Tokens(Dataset):
             return Detected(80, "FASTA", "tokens")
         if is_text(path):
             return Detected(75, "text", "tokens")
+        if is_table_file(path):  # which is a table, unless tokens are asked for
+            return Detected(4, "a CSV or Parquet table with a column of texts", "tokens")
         there = path.is_file() and is_token_array(path)  # vectors, unless tokens are asked for
         return Detected(5, "a .npy or .npz file of whole numbers as tokens", "tokens") if there else None
 
