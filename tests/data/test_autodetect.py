@@ -92,7 +92,7 @@ def test_tables_and_steps(tmp_path):
     assert name(tmp_path / "a.csv") == "table"
     (tmp_path / "b.tsv").write_text("Series_ID\ttime\tx\n" + "".join(f"{i // 3}\t{i}\t0\n" for i in range(9)))
     assert names(tmp_path / "b.tsv") == ["sequences", "table", "tokens"]
-    assert names(tmp_path / "a.csv") == ["table", "sequences"]
+    assert names(tmp_path / "a.csv") == ["table", "sequences", "tokens"]
     assert step_columns(tmp_path / "b.tsv") == ("Series_ID", "time")
     (tmp_path / "d.csv").write_text("Patient,date,x\n" + "".join(f"{i // 3},{i},0\n" for i in range(9)))
     assert step_columns(tmp_path / "d.csv") == ("Patient", "date")
@@ -142,9 +142,9 @@ def test_a_format_of_ones_own_goes_before_and_after_others(tmp_path):
 
     register("ledger")(Ledger)
     try:
-        assert names(tmp_path / "a.csv") == ["ledger", "table", "sequences"]
+        assert names(tmp_path / "a.csv") == ["ledger", "table", "sequences", "tokens"]
         Ledger.priority = 1
-        assert names(tmp_path / "a.csv") == ["table", "sequences", "ledger"]
+        assert names(tmp_path / "a.csv") == ["table", "sequences", "tokens", "ledger"]
     finally:
         registry.unregister(Ledger)
     with pytest.raises(UserError, match="'nowhere' does not exist"):
