@@ -202,8 +202,7 @@ def flow_lines(result: Result) -> list[str]:
             f"bits per dimension of {found['samples']:,} held-out rows: {found['mean']:.4f} ±"
             f" {found['standard_error']:.2g} (standard error)"
         )
-    if "bits_per_token" in flow:
-        found = flow["bits_per_token"]
+    if found := flow.get("bits_per_token"):
         lines.append(
             f"bits per token of {found['samples']:,} held-out rows, at most: {found['mean']:.4f} ±"
             f" {found['standard_error']:.2g} (standard error)"
