@@ -9,7 +9,7 @@ MINUTES ?= 10
 CARDS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all break lint format bench bench-peers bench-gpu
+.PHONY: help setup demo test test-all break dist lint format bench bench-peers bench-gpu
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,11 @@ test-all: setup  ## the test suite with its slow tests
 break: setup  ## try to break every command and file format for MINUTES, and CARDS cards of each modality
 	PYTHONPATH=tests $(BIN)/python -m faults.breaker --minutes $(MINUTES) --jobs $(JOBS)
 	PYTHONPATH=tests $(BIN)/python -m faults.card_cases --cases $(CARDS)
+
+dist: setup  ## build source and wheel in dist/, and try the wheel alone in a fresh environment
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	PYTHON=$(PYTHON) .ci/smoke dist/advect-*.whl
 
 lint: setup  ## style, format, types and import contracts; then the source's size, as information
 	$(BIN)/ruff check .

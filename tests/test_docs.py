@@ -18,7 +18,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import yaml
 
+import advect
 from advect.cli import run
 from advect.core import registry
 from advect.core.errors import UserError
@@ -186,3 +188,11 @@ def test_the_repository_holds_text_and_small_pictures_alone() -> None:
     kinds = {path.suffix for path in files if path.exists()} - {".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cff"}
     assert kinds <= {"", ".png", ".html", ".css", ".js", ".typed", ".sh"}
     assert max(path.stat().st_size for path in files if path.exists()) < 300_000
+
+
+def test_the_version_stands_in_one_place_and_the_citation_repeats_it() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == advect.__version__ and cited["cff-version"] == "1.2.0"
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for file in (ROOT / ".github").rglob("*.yml"):
+        assert yaml.safe_load(file.read_text(encoding="utf-8"))["name"]
