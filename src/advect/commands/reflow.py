@@ -157,7 +157,7 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
     for flag, there, here in (
         ("--path", config.method.path, a.settings.method.path),
         ("--coupling", "pairs", a.settings.method.coupling),
-        ("--objective", "flow-matching", a.settings.method.objective),
+        ("--objective", config.method.objective, a.settings.method.objective),
         ("--init-from", None, a.settings.training.init_from),
         ("--pairs", None, a.settings.training.pairs),
         ("--early-stopping", "no", a.settings.training.early_stopping),
@@ -181,7 +181,8 @@ def for_pairs(config: Config) -> Config:
             f"advect reflow trains no score, and the run has --score-network {config.network.score_network}; take a "
             "run without"
         )
-    method = config.method.replaced(objective="flow-matching", path="cond-ot", sigma_min=None, coupling="pairs")
+    objective = config.method.objective if config.method.learns_posterior else "flow-matching"
+    method = config.method.replaced(objective=objective, path="cond-ot", sigma_min=None, coupling="pairs")
     if method.prediction in ("noise", "score"):
         method = method.replaced(prediction="velocity", loss_space="same", weight="uniform")
     training = {"max_steps": None, "max_minutes": None, "early_stopping": "no", "pair_ahead": False}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 import signal
 import sys
@@ -235,7 +234,7 @@ def _planned(config: Config, source: Dataset, context: RunContext) -> tuple[Conf
     """The configuration with what follows from the data, and the plan."""
     config = replace(config, data=config.data.replaced(augment=source.real.augmentation))
     rows, held_out, gpu = len(source.train), len(source.held_out), context.device.type != "cpu"
-    elements, world = math.prod(source.spec.shape), context.env.world
+    elements, world = source.modality.size, context.env.world
     return resolve(config, source.spec.modality, rows, held_out, elements=elements, world=world, gpu=gpu)
 
 

@@ -16,8 +16,8 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import LayerRng
 from advect.core.types import AUGMENTATION, STEP, DataSpec, Length, Quantity
-from advect.data import Dataset
-from advect.losses import Loss
+from advect.data import Dataset, Transform
+from advect.losses import Loss, PosteriorHead
 from advect.masks import Mask
 from advect.networks import Vector
 from advect.networks.base import TokenLogits, TwoTimes, VelocityAndScore, WithGiven
@@ -237,6 +237,13 @@ def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
     return method.label_dropout
 
 
+def build_head(method: MethodConfig, transform: Transform, path: Path) -> PosteriorHead | None:
+    """How the network's output is read, of data with this transform; None where it is a prediction as it stands."""
+    if not method.learns_posterior:
+        return None
+    return PosteriorHead(transform.codes, path, method.prediction, method.t_eps)  # pyright: ignore[reportArgumentType]
+
+
 def build_loss(
     method: MethodConfig, dataset: Dataset, source: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
 ) -> Loss:
@@ -275,6 +282,7 @@ def build_loss(
         t_eps=method.t_eps,
         cond_dropout=dropout,
         mask=_build_mask(method, dataset),
+        codes=dataset.transform.codes,
     )
 
 

@@ -151,6 +151,11 @@ class MethodConfig(Section):
         return self.part("objective").discrete  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
+    def learns_posterior(self) -> bool:
+        """Whether the network's output is read by a ``PosteriorHead``."""
+        return self.part("objective").learns_posterior  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
     def form(self) -> dict[str, Any]:
         """What the network takes beside a sample and a time: arguments of ``build_network``."""
         return {"masked": self.masked, "two_times": self.learns_steps is not None, "tokens": self.discrete}

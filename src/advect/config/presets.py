@@ -303,6 +303,7 @@ def table() -> Config:
     return Config(
         data=data("table"),
         network=network("resmlp", width=256),
+        method=MethodConfig(objective="variational-flow-matching"),
         training=TrainingConfig(
             learning_rate=1e-3,
             lr_schedule="cosine",

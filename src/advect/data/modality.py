@@ -293,6 +293,11 @@ class Modality(ABC, Generic[M]):
         """
         return torch.arange(math.prod(self.spec.shape)).reshape(self.spec.shape)
 
+    @property
+    def size(self) -> int:
+        """Numbers and categories of a sample; by default its elements."""
+        return math.prod(self.spec.shape)
+
     def given(self, x: Tensor) -> Tensor:
         """Samples x (n, *data shape) in data units, NaN where asked for, in model units, NaN where asked for.
 

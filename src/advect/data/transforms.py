@@ -72,6 +72,14 @@ class Transform(ABC):
         """Rules that samples in data units obey; None without any."""
         return None
 
+    @property
+    def codes(self) -> tuple[tuple[int, int], ...]:
+        """First element and number of elements of each part of vectors (B, D) that codes one of several categories.
+
+        Of several elements the category's is +1 and the others are -1; one alone is +1 or -1.
+        """
+        return ()
+
     @abstractmethod
     def log_det(self, elements: int) -> float:
         """log |det d forward / dx| for samples of ``elements`` elements, added to log-densities in model units.

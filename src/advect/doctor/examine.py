@@ -203,7 +203,7 @@ def _suggest(data: ResolvedData, dataset: Dataset, free: int, device: str) -> It
     """Findings about the plan, the one that sums it up last."""
     network, held_out = data.settings.network, len(dataset.held_out)
     gpu = not device.startswith("cpu")
-    elements = math.prod(dataset.spec.shape)
+    elements = dataset.modality.size
     config, plan = resolve(
         data.settings, dataset.spec.modality, len(dataset.train), held_out, elements=elements, gpu=gpu
     )

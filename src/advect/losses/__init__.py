@@ -21,5 +21,7 @@ if TYPE_CHECKING:
     from advect.losses.interpolant import velocity_head as velocity_head
     from advect.losses.marginal import MarginalMatching as MarginalMatching
     from advect.losses.score_matching import ScoreMatching as ScoreMatching
+    from advect.losses.variational import PosteriorHead as PosteriorHead
+    from advect.losses.variational import VariationalFlowMatching as VariationalFlowMatching
 else:
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -34,10 +34,14 @@ class Loss(ABC):
         "t_eps",
         "cond_dropout",
         "mask",
+        "codes",
     )
 
     learns_score: ClassVar[bool] = False
     """Whether the network has a second output, for the score; see ``StochasticInterpolantLoss``."""
+
+    learns_posterior: ClassVar[bool] = False
+    """Whether the network's output is read by a ``PosteriorHead``."""
 
     learns_steps: ClassVar[StepKind | None] = None
     """Steps whose average velocity the network learns, with their starts and ends as its times; None for none."""

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from advect.checkpoint.manifest import find_weights, read_newest, verify_checkpoint
 from advect.checkpoint.tensor_files import check_same_shapes, load_weights, open_tensors, read_shapes
-from advect.config.build import build_network, build_path, build_source_distribution, label_dropout, source_tensors
+from advect.config.build import (
+    build_head,
+    build_network,
+    build_path,
+    build_source_distribution,
+    label_dropout,
+    source_tensors,
+)
 from advect.config.config import Config, MethodConfig, NetworkConfig, OutputConfig
 from advect.core import registry
 from advect.core.bounds import Count
@@ -293,13 +300,15 @@ def weight_file(checkpoint: Path, *, ema: bool | float) -> Path:
 def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> Flow:
     """Flow of a network on device ``place``, and its metadata."""
     output, training = metadata.config["output"], metadata.config["training"]
+    path = build_path(metadata.method, metadata.noise)
     return Flow(
         net,
         metadata.spec,
         metadata.transform,
-        path=build_path(metadata.method, metadata.noise),
+        path=path,
         source=build_source_distribution(metadata.noise, metadata.source_tensors),
         prediction=metadata.method.prediction,
+        head=build_head(metadata.method, metadata.transform, path),
         learned_score=metadata.network.score_network != "none",
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,

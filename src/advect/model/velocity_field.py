@@ -16,6 +16,7 @@ from advect.data import Transform
 from advect.data.modality import Modality, modality_of
 from advect.losses.flow_matching import Kind
 from advect.losses.interpolant import split_heads
+from advect.losses.variational import PosteriorHead
 from advect.model.conditions import ConditionValue, resolve_conditions
 from advect.model.coordinates import Coordinates, Rectified
 from advect.model.given import still
@@ -35,8 +36,9 @@ class VelocityField:
     """Network ``net(x_t (B, *S), t (B,), cond)`` with shape, conditions and transform of the data, path and source.
 
     The network gives the ``prediction`` in model units and, with ``learned_score``, after it on axis 1 the noise of
-    the path (see ``StochasticInterpolantLoss``). ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether
-    conditions were dropped in training, as guidance needs. ``masked``: whether entries were given in training,
+    the path (see ``StochasticInterpolantLoss``). A ``head`` turns the network's output into a prediction of data.
+    ``t_eps`` keeps t from 0 and 1 as in the loss. ``null``: whether conditions were dropped in training, as guidance
+    needs. ``masked``: whether entries were given in training,
     and ``relative`` to which samples were learned, see ``PrefixMask``; ``learns_steps``: the steps that the
     network knows, for ``flow-map``. ``facts``: ``Dataset.metadata``.
     """
@@ -50,6 +52,7 @@ class VelocityField:
         path: Path | None = None,
         source: SourceDistribution | None = None,
         prediction: Kind = "velocity",
+        head: PosteriorHead | None = None,
         learned_score: bool = False,
         t_eps: float = 1e-3,
         null: bool = True,
@@ -62,7 +65,8 @@ class VelocityField:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.net, self.spec, self.transform = net, spec, transform
-        self.path, self.source, self.prediction = path or AffinePath(), source or Gaussian(), prediction
+        self.path, self.source = path or AffinePath(), source or Gaussian()
+        self.head, self.prediction = head, prediction if head is None else "data"
         self.learned_score, self.t_eps, self.null, self.facts = learned_score, t_eps, null, facts or {}
         self.masked, self.relative = masked, relative
         self.learns_steps: StepKind | None = learns_steps
@@ -153,7 +157,7 @@ class VelocityField:
         if self.learned_score:
             eta = split_heads(self.output(x_t, inside, cond), x_t)[1].to(x_t.dtype)
             return -eta / align(self.path.interpolant(inside).gamma, x_t)
-        return self._converted(self.output(x_t, inside, cond), x_t, inside, "score")
+        return self._converted(self._predicted(x_t, inside, cond), x_t, inside, "score")
 
     def _converted(self, prediction: Tensor, x_t: Tensor, t: Tensor, kind: Kind) -> Tensor:
         if self.prediction == kind:
@@ -164,6 +168,8 @@ class VelocityField:
     def _predicted(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """The ``prediction`` (B, *S)."""
         output = self.output(x_t, t, cond)
+        if self.head is not None:
+            return self.head.mean(output, x_t, t)
         return split_heads(output, x_t)[0] if self.learned_score else output
 
     def _velocity(self, x_t: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:

@@ -46,6 +46,11 @@ class DataAdapter(ABC):
         """The modality of data by name, as the flow sees it."""
         return "vector"
 
+    @classmethod
+    def objective(cls, data: Any) -> str:
+        """The loss by default, by name."""
+        return "flow-matching"
+
     @abstractmethod
     def to_tensor(self, data: Any) -> Tensor:
         """Data as (N, *S) in data units. Raises UserError for values unknown to the transform."""
@@ -110,7 +115,8 @@ class ArrayAdapter(DataAdapter):
 class FrameAdapter(DataAdapter):
     """pandas data frames of any column types.
 
-    Frames of complete numbers are whitened, which keeps a density; others scaled by quantiles. Samples obey ``rule``,
+    Frames of complete numbers are whitened, which keeps a density; others scaled by quantiles, and learned by
+    variational flow matching. Samples obey ``rule``,
     text or several, as of ``advect train --rule``.
     """
 
@@ -119,9 +125,8 @@ class FrameAdapter(DataAdapter):
 
     def __init__(self, data: Any, options: Mapping[str, Any]) -> None:
         frame, self.names = data, list(data.columns)
-        numeric = all(isinstance(d, np.dtype) and d.kind in "iuf" for d in frame.dtypes)
         self.holes = bool(options.get("holes"))
-        plain = numeric and (self.holes or not frame.isna().any(axis=None))
+        plain = _numeric(frame) and (self.holes or not frame.isna().any(axis=None))
         rule = options.get("rule", ())
         rules = [rule] if isinstance(rule, str) else list(rule)
         if not all(isinstance(text, str) for text in rules):
@@ -133,6 +138,11 @@ class FrameAdapter(DataAdapter):
         assert isinstance(table.transform, TableTransform)
         self.transform: TableTransform = table.transform
         self.facts = table.metadata
+
+    @classmethod
+    def objective(cls, data: Any) -> str:
+        whole = _numeric(data) and not data.isna().any(axis=None)
+        return super().objective(data) if whole else "variational-flow-matching"
 
     def to_tensor(self, data: Any) -> Tensor:
         x, rules = self._tensor(data, self.holes), self.transform.constraints
@@ -157,8 +167,8 @@ class FrameAdapter(DataAdapter):
         bad = rules.broken(x).any(1).nonzero()[:, 0]
         if len(bad):
             some = torch.stack([self.given(frame.iloc[bad.numpy()]) for frame in drawn])
-            near = self.transform.forward(x[bad])
-            far = torch.stack([(self.transform.forward(rows) - near).square().nansum(1) for rows in some])
+            near = self.transform.plain.forward(x[bad])
+            far = torch.stack([(self.transform.plain.forward(rows) - near).square().nansum(1) for rows in some])
             x[bad] = some[far.argmin(0), torch.arange(len(bad))]
         return self.from_tensor(x)
 
@@ -166,6 +176,11 @@ class FrameAdapter(DataAdapter):
         frame = frame_of(x, None, self.facts)
         frame.columns = self.names
         return frame
+
+
+def _numeric(frame: Any) -> bool:
+    """Whether all columns are NumPy's numbers."""
+    return all(isinstance(d, np.dtype) and d.kind in "iuf" for d in frame.dtypes)
 
 
 def _named(frame: Any) -> Any:

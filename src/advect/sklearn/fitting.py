@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from advect.config.build import (
+    build_head,
     build_loss,
     build_network,
     build_path,
@@ -128,7 +129,7 @@ class FittedFlow:
         """Flow on a device, by name."""
         place, method = pick_device(device), self.settings.method
         net = build_network(self.settings.network, self.spec, encoders=self.encoders, **method.form)
-        net = with_base(net, self.base, self.settings)
+        net, path = with_base(net, self.base, self.settings), build_path(method)
         net.load_state_dict(self.weights)
         if isinstance(net, WithMixture):
             net.alone = self.alone
@@ -136,9 +137,10 @@ class FittedFlow:
             net.to(place).eval(),
             self.spec,
             self.transform,
-            path=build_path(method),
+            path=path,
             source=build_source_distribution(self.source),
             prediction=method.prediction,
+            head=build_head(method, self.transform, path),
             t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
             masked=method.masked,

@@ -62,6 +62,7 @@ def double_precision(flow: Flow) -> Flow:
         path=flow.path,
         source=flow.source,
         prediction=cast(Kind, flow.prediction),
+        head=flow.head,
         t_eps=flow.t_eps,
         null=flow.null,
         masked=flow.masked,

@@ -152,7 +152,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         adapter = adapter_class(X)
         given = None if y is None else conditioning_of(y, len(x))
         self.classes_: Any = given.classes if isinstance(given, Labels) else None
-        settings = self._settings(adapter.modality(x), adapter, len(x), given is not None, columns_of_numbers(x))
+        of_data = adapter.modality(x), columns_of_numbers(x), adapter.objective(x)
+        settings = self._settings(adapter, len(x), given is not None, *of_data)
         seed = int(self._generator().randint(_SEEDS))
         return self._train(adapter(x, settings.data), given, settings, x, y, seed)
 
@@ -168,8 +169,8 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         if (y is None) != (self._conditioning is None):
             raise UserError("partial_fit needs y where fit had labels, and none where it had none")
         fitted = self._fitted
-        modality, adapter = self.flow_.spec.modality, type(fitted.adapter)
-        settings = self._settings(modality, adapter, fitted.rows, y is not None, columns_of_numbers(x))
+        of_data = self.flow_.spec.modality, columns_of_numbers(x), fitted.settings.method.objective
+        settings = self._settings(type(fitted.adapter), fitted.rows, y is not None, *of_data)
         return self._train(fitted.adapter, self._conditioning, settings, x, y, fitted.seed, fitted)
 
     def _takes_base(
@@ -202,7 +203,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             raise UserError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}; 0.1 is usual")
 
     def _settings(
-        self, modality: str, adapter: type[DataAdapter], rows: int, labelled: bool, columns: int
+        self, adapter: type[DataAdapter], rows: int, labelled: bool, modality: str, columns: int, objective: str
     ) -> Settings:
         check_options(self.options or {}, adapter)
         names = ("learning_rate", "batch_size", "max_minutes", "coupling", "label_dropout", "device")
@@ -215,6 +216,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             rows=rows,
             data_options=adapter.options,
             columns=columns,
+            objective=objective,
             arguments={name: getattr(self, name) for name in names},
         )
 

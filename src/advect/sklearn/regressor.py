@@ -382,7 +382,7 @@ class _Features:
         """Rows as float64 (n, d); constant columns tell nothing, and have no part."""
         if self._adapter is None:
             return np.zeros((len(frame), 1))
-        return self._adapter.transform.forward(self._adapter.to_tensor(frame[self._names])).double().numpy()
+        return self._adapter.transform.plain.forward(self._adapter.to_tensor(frame[self._names])).double().numpy()
 
 
 def _rounding(y: np.ndarray) -> float:

@@ -63,8 +63,10 @@ def resolve(
     data_options: Sequence[str],
     arguments: Mapping[str, Any],
     columns: int = 0,
+    objective: str = MethodConfig.objective,
 ) -> Settings:
-    """Settings of a fit to ``rows`` rows of a modality, of so many ``columns`` if those may be whitened.
+    """Settings of a fit to ``rows`` rows of a modality, of so many ``columns`` if those may be whitened, by default
+    with ``objective``.
 
     ``arguments`` are the estimator's section fields, ``options`` further flags with underscores. Raises UserError for
     an unknown name or a value out of range.
@@ -90,6 +92,7 @@ def resolve(
             raise UserError(f"options has {key!r}, which writes to a run folder; train with advect train for it")
     independent = arguments.get("coupling", "independent") == "independent"
     values = {**_defaults(modality, name, rows, still=independent and not wide), **options, **arguments}
+    values.setdefault("objective", objective)
     chosen = {c.field: str(values[c.field]) for s in sections for c in s.choices() if c.field in values}
     for choice in (choice for section in sections for choice in section.choices()):
         name = values.get(choice.field)

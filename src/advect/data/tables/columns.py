@@ -24,6 +24,9 @@ from advect.data.tables.arrow import arrow_series
 from advect.data.tables.scaling import Scaling, scaling_from_config
 from advect.data.tables.write_text import Form, TimeForm, write_number, write_time
 
+_KINDS: dict[str, type[Column]] = {}
+"""Columns by the kind in their configuration."""
+
 Value = str | bool | int | float
 """A category in the data."""
 
@@ -49,6 +52,20 @@ class Column(ABC):
     form: Mapping[str, Any] = field(default_factory=dict)
     arrow: str = ""
     kind: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in cls.__dict__:
+            _KINDS[cls.kind] = cls
+
+    @property
+    def codes(self) -> tuple[tuple[int, int], ...]:
+        """First element and number of elements of each of its codes, as in :attr:`Transform.codes`."""
+        return ()
+
+    @property
+    def plain(self) -> Column:
+        """This column with a number as one element, as distances take it."""
+        return self
 
     @property
     @abstractmethod
@@ -119,9 +136,7 @@ class Column(ABC):
     def to_config(self) -> dict[str, Any]:
         """JSON object from which :func:`column_from_config` builds an equal column."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        if isinstance(values.get("scaling"), Scaling):
-            values["scaling"] = values["scaling"].to_config()
-        return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
+        return {"kind": self.kind, **{name: _written(value) for name, value in values.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +170,10 @@ class Number(Column):
     @property
     def value_width(self) -> int:
         return int(self.low < self.high)
+
+    @property
+    def codes(self) -> tuple[tuple[int, int], ...]:
+        return ((self.value_width, 1),) if self.missing else ()
 
     @property
     def ends(self) -> np.ndarray:
@@ -334,7 +353,11 @@ class Categories(Column):
         return words
 
 
-_KINDS: Mapping[str, type[Number] | type[Categories]] = {"number": Number, "categories": Categories}
+def _written(value: Any) -> Any:
+    """A field of a column as JSON has it."""
+    if isinstance(value, Scaling):
+        return value.to_config()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def column_from_config(config: Mapping[str, Any]) -> Column:

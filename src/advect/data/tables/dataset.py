@@ -22,6 +22,7 @@ from advect.data.base import ArraySplit, Dataset, Detected, Preview
 from advect.data.holes import Holes
 from advect.data.repeats import split_rows
 from advect.data.splits import row_blocks
+from advect.data.tables.coded import coded
 from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.csv_files import open_csv, require_columns
 from advect.data.tables.files import CSV, FileStyle, is_table_file, read_table, style_of, table_file
@@ -134,6 +135,8 @@ class Table(Dataset):
                 columns[c] = fit_number(column, own[is_train], "standard" if c in told else scaling)
             if holes and c not in told:
                 columns[c] = replace(columns[c], missing=False)
+            if c not in told and (scaling == "quantile" or not isinstance(column, Number)):
+                columns[c] = coded(columns[c], own, own[is_train])
 
         self._order = list(columns)
         self._told = [columns[c] for c in told]

@@ -18,7 +18,7 @@ from advect.core.types import Conditions
 from advect.data.captions import Colouring
 from advect.data.given import GivenRows, check_asked, check_given
 from advect.data.modality import DISTANCES, Modality
-from advect.data.tables.columns import Column, column_from_config
+from advect.data.tables.columns import Categories, Column, column_from_config
 from advect.data.tables.dataset import TableMetadata, frame_of
 from advect.data.tables.files import write_in_style
 from advect.data.tables.given import frame_units, read_question
@@ -52,7 +52,7 @@ class Tables(VectorPlots[TableMetadata]):
 
     @property
     def categorical(self) -> tuple[bool, ...]:
-        return tuple(column["kind"] != "number" for column in self.metadata["transform"]["columns"])
+        return tuple(isinstance(column, Categories) for column in self._columns.columns)
 
     @property
     def separator(self) -> str:
@@ -112,6 +112,10 @@ class Tables(VectorPlots[TableMetadata]):
         return torch.arange(len(widths)).repeat_interleave(widths)
 
     @property
+    def size(self) -> int:
+        return sum(width > 0 for width in self._columns.widths)
+
+    @property
     def entry_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self._columns.columns)
 
@@ -169,11 +173,10 @@ class Tables(VectorPlots[TableMetadata]):
 
     def plot_wide(self, x: Tensor, reference: Tensor | None, colours: Colouring | None) -> Image.Image:
         """Components of scaled columns (columns differ in unit or are codes); quantiles of numbers."""
-        columns = self.metadata["transform"]["columns"]
-        numbers = [i for i, column in enumerate(columns) if column["kind"] == "number"]
-        names = [column["name"] for column in columns]
-        return vector_plot(x, reference, names=names, features=numbers, embed=self.transform.forward, colours=colours)
+        numbers = [i for i, names in enumerate(self.categorical) if not names]
+        embed = self._columns.plain.forward
+        return vector_plot(x, reference, names=self.entry_names, features=numbers, embed=embed, colours=colours)
 
     def feature_space(self, x: Tensor) -> Tensor:
         """Rows (n, D) in table units as scaled columns (n, K)."""
-        return self.transform.forward(x)
+        return self._columns.plain.forward(x)

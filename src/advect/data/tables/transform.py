@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advect.core.errors import UserError, optional_import
 from advect.core.records import Record, as_record
+from advect.data.tables.coded import Coded
 from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.rules import Constraints, Mapped, Rule
 from advect.data.tables.scaling import StandardScaling
@@ -61,6 +62,22 @@ class TableTransform(Transform):
     def widths(self) -> list[int]:
         """Dimensions of each column in model units; they sum to D."""
         return [0 if i in self.derived else column.width for i, column in enumerate(self.columns)]
+
+    @cached_property
+    def codes(self) -> tuple[tuple[int, int], ...]:
+        ends, found = np.cumsum([0, *self.widths]).tolist(), []
+        for i, (column, start) in enumerate(zip(self.columns, ends, strict=False)):
+            found += [] if i in self.derived else [(start + place, width) for place, width in column.codes]
+        return tuple(found)
+
+    @cached_property
+    def plain(self) -> TableTransform:
+        """This transform with each number as one element, as distances take it."""
+        return (
+            self
+            if not any(isinstance(c, Coded) for c in self.columns)
+            else replace(self, columns=[column.plain for column in self.columns])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = zip(self.columns, x.double().unbind(1), strict=True)
