@@ -70,7 +70,7 @@ def test_text_comes_back_as_it_came(tmp_path, words, kind, separator):
     rows = {"x": RNG.integers(0, 99, N), "word": [words[i % len(words)] for i in range(N)]}
     pd.DataFrame(rows).to_csv(path, index=False, sep=separator)
     table, out = sent_back(path, tmp_path)
-    assert table.transform.columns[1].kind == kind
+    assert table.transform.columns[1].plain.kind == kind
     assert out.read_text() == path.read_text()
 
 
@@ -96,13 +96,13 @@ def test_the_type_does_not_depend_on_where_the_odd_value_is(tmp_path):
 def test_a_few_words_among_numbers_or_dates_are_asked(tmp_path, words, told):
     pd.DataFrame({"x": RNG.integers(0, 99, len(words)), "w": words}).to_csv(tmp_path / "a.csv", index=False)
     if not told:
-        assert Table(tmp_path / "a.csv").transform.columns[1].kind == "categories"
+        assert Table(tmp_path / "a.csv").transform.columns[1].plain.kind == "categories"
         return
     with pytest.raises(UserError, match=told):
         Table(tmp_path / "a.csv")
     odd = [w for w in words if not w[0].isdigit()]
     assert Table(tmp_path / "a.csv", missing=odd, decimal=".", drop=("x",)).transform.columns[0].missing
-    assert Table(tmp_path / "a.csv", categorical=("w",)).transform.columns[1].kind == "categories"
+    assert Table(tmp_path / "a.csv", categorical=("w",)).transform.columns[1].plain.kind == "categories"
     assert len(Table(tmp_path / "a.csv", drop=("w",)).transform.columns) == 1
 
 
@@ -154,14 +154,14 @@ def test_what_can_be_read_in_two_ways_is_asked(tmp_path, words, told, options, k
     with pytest.raises(UserError, match=told):
         Table(tmp_path / "a.csv")
     table, out = sent_back(tmp_path / "a.csv", tmp_path, **options)
-    assert table.transform.columns[1].kind == kind
+    assert table.transform.columns[1].plain.kind == kind
     assert out.read_text() == (tmp_path / "a.csv").read_text()
 
 
 def test_flags_overrule_the_guess(tmp_path):
     pd.DataFrame({"x": ["007", "012"] * 60, "y": ["a", "-9"] * 60}).to_csv(tmp_path / "a.csv", index=False)
     x, y = Table(tmp_path / "a.csv", numeric=("x",), missing=("-9",)).transform.columns
-    assert (x.kind, x.high, y.names, y.missing) == ("number", 12, ("a",), True)
+    assert (x.plain.kind, x.high, y.names, y.missing) == ("number", 12, ("a",), True)
     assert Table(tmp_path / "a.csv").transform.columns[0].names == ("007", "012")
 
 

@@ -27,6 +27,9 @@ LARGEST = 128
 DIGIT = 32
 """Most values of a digit where there are several."""
 
+_LEAST, _ABOVE = 10, 5
+"""Fewest rows of a value that recurs, and its rows over the median of all values'."""
+
 ROWS = 40
 """Rows for each value, on average, from which the values of a number are categories."""
 
@@ -312,7 +315,7 @@ def coded(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
     """The column as categories, where its values (N,) in table units, NaN where missing, suit that.
 
     Names always; numbers of at most ``LARGEST`` values with ``ROWS`` rows each, on average; and numbers among which
-    some values are those of a share ``ATOM`` of the rows ``train`` (n,).
+    some values recur in the rows ``train`` (n,): a share ``ATOM`` has each, and others are far rarer.
     """
     if isinstance(column, Categories):
         return CodedCategories(**_values(column, Categories))
@@ -330,7 +333,8 @@ def coded(column: Column, values: np.ndarray, train: np.ndarray) -> Column:
 
 
 def _atoms(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values of at least a share ``ATOM`` of numbers (n,), and three of them, and the other numbers."""
+    """Values of a share ``ATOM`` of numbers (n,) and far above what others have, and the other numbers."""
     present, counts = np.unique(train, return_counts=True)
-    atoms = present[counts >= max(ATOM * len(train), 3)]
+    usual = np.median(counts) if len(counts) else 0.0
+    atoms = present[counts >= max(ATOM * len(train), _LEAST, _ABOVE * usual)]
     return atoms, train[~np.isin(train, atoms)]
