@@ -115,8 +115,16 @@ def test_a_card_holds_all_of_it():
 
 def test_cards_of_columns_as_bits_still_read_as_they_were_written():
     words = [f"w{i}" for i in range(60)]
-    old = {"kind": "categories", "name": "w", "dtype": "object", "missing": True, "form": {}, "arrow": "", "names": words}
-    old |= {"categories": [], "ordered": False, "category_dtype": ""}
+    old = {
+        "kind": "categories",
+        "name": "w",
+        "dtype": "object",
+        "missing": True,
+        "form": {},
+        "arrow": "",
+        "names": words,
+    }
+    old |= {"arrow": "", "categories": [], "ordered": False, "category_dtype": ""}
     column = column_from_config(old)
     assert type(column) is Categories and column.width == 7 and column.codes == ()
     x = torch.tensor([0.0, 59.0, torch.nan], dtype=torch.float64)
@@ -135,7 +143,7 @@ def test_numbers_of_few_rows_or_of_a_density_stay_numbers():
 
 
 def test_distances_take_numbers_as_one_element():
-    table, transform = opened(FRAME[["age", "rain", "real"]].assign(age=FRAME["age"].fillna(40)))
+    table, _ = opened(FRAME[["age", "rain", "real"]].assign(age=FRAME["age"].fillna(40)))
     rows = torch.tensor([[20.0, 0.0, 0.0], [21.0, 0.0, 0.0], [80.0, 0.0, 0.0]], dtype=torch.float64)
     x = table.modality.feature_space(rows)
     assert x.shape[1] == 4  # and whether the rain is missing
