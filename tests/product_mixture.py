@@ -8,11 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from advect.core.types import Batch
+from advect.core.types import Batch, Code
 from advect.paths import AffinePath
 
-CODES = ((0, 3), (3, 1), (4, 4))
-"""A category of three values, one of two, one of four."""
 SIZES = (3, 2, 4)
 
 
@@ -38,6 +36,19 @@ def joint(seed: int = 0) -> Tensor:
         own = [p / p.sum() for p in own]
         law += weight * math.prod((p[c] for p, c in zip(own, CELLS.unbind(1), strict=True)), start=torch.ones(24))
     return law
+
+
+def shares() -> list[Tensor]:
+    """Law of each category by itself."""
+    law = joint()
+    return [torch.stack([law[CELLS[:, i] == k].sum() for k in range(size)]) for i, size in enumerate(SIZES)]
+
+
+CODES = tuple(
+    Code(start, tuple(own[1:].tolist() if len(own) == 2 else own.tolist()))
+    for start, own in zip((0, 3, 4), shares(), strict=True)
+)
+"""A category of three values, one of two, one of four, and their shares."""
 
 
 def cells_given(x: Tensor, t: Tensor, path: AffinePath, known: Tensor | None = None) -> Tensor:

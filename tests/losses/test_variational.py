@@ -7,7 +7,7 @@ import torch
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.core.types import GIVEN, Batch, Entries
+from advect.core.types import GIVEN, Batch, Code, Entries
 from advect.losses import FlowMatching, PosteriorHead, VariationalFlowMatching
 from advect.masks import RandomMask
 from advect.paths import AffinePath, BrownianBridge, Trigonometric
@@ -43,7 +43,7 @@ def test_the_posterior_minimises_the_loss_and_its_excess_is_the_divergence_to_it
     # Sum over the codes of KL(posterior | shifted posterior), which the excess is on average.
     expected = torch.zeros(n, dtype=torch.float64)
     own = exact_logits(sample.x_t, sample.t, path)
-    for start, size in CODES:
+    for start, size in ((code.start, code.size) for code in CODES):
         p, q = own[:, start : start + size], (own + shift)[:, start : start + size]
         if size == 1:
             p, q = torch.cat([torch.zeros_like(p), p], 1), torch.cat([torch.zeros_like(q), q], 1)
@@ -89,7 +89,7 @@ def test_of_numbers_alone_it_is_flow_matching():
 
 
 def test_of_both_it_is_the_mean_over_entries_and_a_mask_spares_whole_codes():
-    n, codes = 64, ((0, 3), (4, 1))
+    n, codes = 64, (CODES[0], Code(4, (0.5,)))
     x1 = torch.cat([one_hot(CELLS)[:1, :3].expand(n, 3), torch.randn(n, 1).double(), torch.ones(n, 1).double()], 1)
     entries = Entries(torch.tensor([0, 0, 0, 1, 2]))
     net = lambda x, t, cond: torch.zeros_like(x)
@@ -106,7 +106,7 @@ def test_of_both_it_is_the_mean_over_entries_and_a_mask_spares_whole_codes():
 
 
 def test_a_code_between_categories_has_the_mean_of_their_costs():
-    head = PosteriorHead(((0, 3), (3, 1)), AffinePath())
+    head = PosteriorHead(CODES[:2], AffinePath())
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     ends = torch.tensor([[1.0, -1, -1, -1], [-1, 1, -1, 1]])
     costs = torch.stack([head.surprise(logits, end.expand(5, 4)) for end in ends])

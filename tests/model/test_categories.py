@@ -42,10 +42,10 @@ def flow(path: AffinePath, **options: Any) -> Flow:
         for name, word in zip(COLUMNS, NAMES, strict=True)
     ]
     transform = TableTransform(columns)
-    assert transform.codes == CODES and tuple(len(word) for word in NAMES) == SIZES
+    assert transform.codes == tuple((code.start, code.size) for code in CODES)
     facts = {"order": list(COLUMNS), "transform": transform.to_config(), "conditions": []}
-    spec = DataSpec((8,), "table", {})
-    head = PosteriorHead(transform.codes, path)
+    spec = DataSpec((8,), "table", {}, codes=CODES)
+    head = PosteriorHead(CODES, path)
     return Flow(Exact(path), spec, transform, path=path, head=head, facts=facts, **options)
 
 

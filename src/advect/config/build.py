@@ -16,13 +16,14 @@ from advect.core import registry
 from advect.core.errors import UserError
 from advect.core.random import LayerRng
 from advect.core.types import AUGMENTATION, STEP, DataSpec, Length, Quantity
-from advect.data import Dataset, Transform
+from advect.data import Dataset
 from advect.losses import Loss, PosteriorHead
 from advect.masks import Mask
 from advect.networks import Vector
 from advect.networks.base import TokenLogits, TwoTimes, VelocityAndScore, WithGiven
 from advect.networks.embeddings import ConditionEmbedding
 from advect.networks.encoders import Encoder
+from advect.networks.evidence import WithEvidence
 from advect.networks.layers import zeroed
 from advect.paths import AffinePath, MixturePath, Path
 from advect.sources import Empirical, SourceDistribution
@@ -66,12 +67,14 @@ def build_network(
     masked: bool = False,
     two_times: bool = False,
     tokens: bool = False,
+    posterior: MethodConfig | AffinePath | None = None,
     seed: int = 0,
     encoders: Mapping[str, Encoder] | None = None,
 ) -> nn.Module:
     """Network for data of this shape and these conditions, with weights of the ``seed``.
 
     ``masked``: see :class:`WithGiven`; ``two_times``: see :class:`TwoTimes`; ``tokens``: see :class:`TokenLogits`;
+    ``posterior``: the method or path by which it learns the posterior of categories, see :class:`WithEvidence`;
     ``encoders`` of conditions by name.
     Draws from no global generator, whatever the network's code says. Raises UserError if they do not fit.
     """
@@ -102,7 +105,11 @@ def build_network(
             zeroed(embedding.maps[-1][-1])  # pyright: ignore[reportIndexIssue, reportArgumentType]
         net = TwoTimes(net)
     net = TokenLogits(net) if tokens else net
-    return WithGiven(net, cls.takes) if masked else net
+    net = WithGiven(net, cls.takes) if masked else net
+    if posterior is None or not spec.codes:
+        return net
+    path = build_path(posterior) if isinstance(posterior, MethodConfig) else posterior
+    return WithEvidence(net, spec.codes, path)
 
 
 def networks_for(modality: str) -> list[str]:
@@ -237,11 +244,11 @@ def label_dropout(method: MethodConfig, spec: DataSpec) -> float:
     return method.label_dropout
 
 
-def build_head(method: MethodConfig, transform: Transform, path: Path) -> PosteriorHead | None:
-    """How the network's output is read, of data with this transform; None where it is a prediction as it stands."""
+def build_head(method: MethodConfig, spec: DataSpec, path: Path) -> PosteriorHead | None:
+    """How the network's output is read; None where it is a prediction as it stands."""
     if not method.learns_posterior:
         return None
-    return PosteriorHead(transform.codes, path, method.prediction, method.t_eps)  # pyright: ignore[reportArgumentType]
+    return PosteriorHead(spec.codes, path, method.prediction, method.t_eps)  # pyright: ignore[reportArgumentType]
 
 
 def build_loss(
@@ -282,7 +289,7 @@ def build_loss(
         t_eps=method.t_eps,
         cond_dropout=dropout,
         mask=_build_mask(method, dataset),
-        codes=dataset.transform.codes,
+        codes=spec.codes,
     )
 
 

@@ -158,7 +158,8 @@ class MethodConfig(Section):
     @property
     def form(self) -> dict[str, Any]:
         """What the network takes beside a sample and a time: arguments of ``build_network``."""
-        return {"masked": self.masked, "two_times": self.learns_steps is not None, "tokens": self.discrete}
+        form = {"masked": self.masked, "two_times": self.learns_steps is not None, "tokens": self.discrete}
+        return {**form, "posterior": self if self.learns_posterior else None}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -171,11 +171,36 @@ Condition = Category | Quantity | Length
 
 
 @dataclass(frozen=True)
+class Code:
+    """Elements of vectors (B, D) that code one of several categories, from ``start`` on, with the ``shares`` of +1.
+
+    Of several elements the category's is +1 and the others are -1; one alone is +1 or -1. The shares are those of the
+    training data.
+    """
+
+    start: Annotated[int, Meta(ge=0)]
+    shares: Annotated[tuple[Annotated[float, Meta(gt=0, lt=1)], ...], Meta(min_length=1)]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return len(self.shares)
+
+
+def code_places(codes: Sequence[Code]) -> tuple[Tensor, ...]:
+    """Elements (m, k) of all codes of the same number k of elements, for each k."""
+    sizes = sorted({code.size for code in codes})
+    starts = {k: torch.tensor([code.start for code in codes if code.size == k]) for k in sizes}
+    return tuple(starts[k][:, None] + torch.arange(k) for k in sizes)
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """Shape of one sample, modality and conditions of the data.
 
     ``modality`` is a registered name: ``"image"`` (C, H, W), ``"vector"``, ``"table"`` and ``"cells"`` (D,),
     ``"sequence"`` (L, C), ...; sequences with the condition ``LENGTH`` are zero after their last real step.
+    ``codes`` are those of categories in vectors (D,), in their order; other elements are numbers.
     ``augmentation`` is the size of the condition ``AUGMENTATION`` of training samples, 0 for none.
     """
 
@@ -183,8 +208,12 @@ class DataSpec:
     modality: str
     conditions: dict[str, Condition]
     augmentation: int = 0
+    codes: tuple[Code, ...] = ()
 
     def __post_init__(self) -> None:
+        ends = [0, *(code.start + code.size for code in self.codes)]
+        if any(code.start < end for code, end in zip(self.codes, ends, strict=False)) or ends[-1] > self.shape[0]:
+            raise UserError(f"codes of categories overlap, or end beyond element {self.shape[0]}; take another file")
         for name in RESERVED:
             if name in self.conditions and not isinstance(self.conditions[name], Length):
                 raise UserError(f"a condition cannot be called {name!r}, which has a meaning of its own; rename it")

@@ -20,6 +20,7 @@ from torch import Tensor
 from advect.core.bounds import CountOrZero, Finite
 from advect.core.errors import UserError, did_you_mean
 from advect.core.records import as_record
+from advect.core.types import Code
 
 if TYPE_CHECKING:
     from advect.data.tables.rules import Constraints
@@ -107,6 +108,26 @@ class Transform(ABC):
         UserError, TypeError or KeyError if they do not fit.
         """
         return as_record({**config, **tensors}, cls, f"the {cls.kind} transform")
+
+
+def fit_codes(transform: Transform, x: np.ndarray, rows: np.ndarray) -> tuple[Code, ...]:
+    """Codes of a transform, with their shares in the ``rows`` (n,) of x (N, D) in model units, NaN where unknown.
+
+    Half a row is added to each category, so that none is impossible.
+    """
+    if not transform.codes:
+        return ()
+    count, plus = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for first in range(0, len(rows), 1 << 16):
+        part = x[rows[first : first + (1 << 16)]]
+        count += (~np.isnan(part)).sum(0)
+        plus += (part > 0).sum(0)
+    found = []
+    for start, size in transform.codes:
+        own = slice(start, start + size)
+        shares = (plus[own] + 0.5) / (count[own] + 0.5 * max(size, 2))
+        found.append(Code(start, tuple(shares.tolist())))
+    return tuple(found)
 
 
 def _within_range(inverse: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:

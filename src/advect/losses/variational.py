@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from advect.core.errors import UserError
 from advect.core.random import Generator
 from advect.core.registry import register
-from advect.core.types import Batch, PathSample
+from advect.core.types import Batch, Code, PathSample, code_places
 from advect.couplings import Coupling, Independent
 from advect.losses.base import Loss, LossInput
 from advect.losses.flow_matching import FlowMatching
@@ -27,9 +27,6 @@ from advect.paths import AffinePath
 from advect.sources import Gaussian, SourceDistribution
 from advect.times import Stratified, TimeDistribution
 from advect.weights import Weight
-
-Codes = Sequence[tuple[int, int]]
-"""First element and number of elements of each code, see :attr:`advect.data.Transform.codes`."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +38,21 @@ class PosteriorHead:
     their prediction turned into that of the data. Only samples that are vectors (B, D) have codes.
 
     Attributes:
-        codes: see :data:`Codes`.
+        codes: of categories.
         path: affine.
         prediction: of the elements without a code.
         t_eps: distance from 0 and 1 at which conversions are cut where the schedule's derivatives are infinite.
     """
 
-    codes: Codes
+    codes: Sequence[Code]
     path: AffinePath
     prediction: Literal["velocity", "data"] = "velocity"
     t_eps: float = 1e-3
 
     @cached_property
     def places(self) -> tuple[Tensor, ...]:
-        """Elements (m, k) of all codes of the same number k of elements, for each k."""
-        sizes = sorted({size for _, size in self.codes})
-        starts = {k: torch.tensor([start for start, size in self.codes if size == k]) for k in sizes}
-        return tuple(starts[k][:, None] + torch.arange(k) for k in sizes)
+        """Elements of the codes, see :func:`code_places`."""
+        return code_places(self.codes)
 
     @cached_property
     def _coded(self) -> Tensor:
@@ -115,7 +110,7 @@ class VariationalFlowMatching(Loss):
         t_eps: as in :class:`FlowMatching`.
         cond_dropout: share in [0, 1] of samples without conditions.
         mask: law of the entries that the network is given. They, and those that the data lack, cost nothing.
-        codes: which elements of a sample code categories, see :data:`Codes`.
+        codes: which elements of a sample code categories.
 
     Raises UserError for another path than an affine one, or one of which the data do not tell the velocity.
     """
@@ -131,7 +126,7 @@ class VariationalFlowMatching(Loss):
     t_eps: float = 1e-3
     cond_dropout: float = 0.0
     mask: Mask | None = None
-    codes: Codes = ()
+    codes: Sequence[Code] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, AffinePath) or (self.path.sigma_min > 0 and not self.path.gaussian_source):
@@ -159,6 +154,10 @@ class VariationalFlowMatching(Loss):
             cond_dropout=self.cond_dropout,
             mask=self.mask,
         )
+
+    @property
+    def form(self) -> dict[str, Any]:
+        return {**super().form, "posterior": self.path}
 
     @cached_property
     def head(self) -> PosteriorHead:

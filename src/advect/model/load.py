@@ -31,7 +31,7 @@ from advect.core.device import pick_precision
 from advect.core.errors import UserError
 from advect.core.memory import check_memory
 from advect.core.records import OpenRecord, Record, as_record, guarded, parse_record
-from advect.core.types import Category, Condition, DataSpec, Length, Quantity
+from advect.core.types import Category, Code, Condition, DataSpec, Length, Quantity
 from advect.data import Dataset, Transform, transform_from_config
 from advect.distributed.context import pick_device
 from advect.model.flow import Flow
@@ -97,6 +97,7 @@ class ModelMetadata:
                 "modality": self.spec.modality,
                 "conditions": {name: _written(condition) for name, condition in self.spec.conditions.items()},
                 "augmentation": self.spec.augmentation,
+                "codes": [asdict(code) for code in self.spec.codes],
             },
             "transform": self.transform.to_config(),
             "noise": self.noise,
@@ -145,6 +146,7 @@ class _Spec(Record):
     modality: str
     conditions: dict[str, dict[str, Any]]
     augmentation: Annotated[int, Meta(ge=0, le=1000)] = 0
+    codes: tuple[Code, ...] = ()
 
 
 class _Card(Record):
@@ -170,7 +172,7 @@ def _built(card: _Card, tensors: dict[str, Tensor], where: Path | str) -> ModelM
         preset=card.preset,
         config=card.config,
         network=NetworkConfig.of(card.config["network"]),
-        spec=DataSpec(card.spec.shape, card.spec.modality, conditions, card.spec.augmentation),
+        spec=DataSpec(card.spec.shape, card.spec.modality, conditions, card.spec.augmentation, card.spec.codes),
         transform=transform_from_config(card.transform, _without("transform.", tensors)),
         noise=card.noise,
         fingerprint=card.fingerprint,
@@ -308,7 +310,7 @@ def build_flow(metadata: ModelMetadata, net: nn.Module, place: torch.device) -> 
         path=path,
         source=build_source_distribution(metadata.noise, metadata.source_tensors),
         prediction=metadata.method.prediction,
-        head=build_head(metadata.method, metadata.transform, path),
+        head=build_head(metadata.method, metadata.spec, path),
         learned_score=metadata.network.score_network != "none",
         t_eps=metadata.method.t_eps,
         null=label_dropout(metadata.method, metadata.spec) > 0,

@@ -27,6 +27,7 @@ from advect.core.threads import kept_threads
 from advect.core.types import Condition, DataSpec
 from advect.data import Dataset, Transform, find_copies
 from advect.data.base import ArraySplit, array_modality
+from advect.data.transforms import fit_codes
 from advect.data.whiten import Whiten
 from advect.distributed.comm import current
 from advect.distributed.context import RunContext, pick_device
@@ -140,7 +141,7 @@ class FittedFlow:
             path=path,
             source=build_source_distribution(self.source),
             prediction=method.prediction,
-            head=build_head(method, self.transform, path),
+            head=build_head(method, self.spec, path),
             t_eps=method.t_eps,
             null=label_dropout(method, self.spec) > 0,
             masked=method.masked,
@@ -360,11 +361,12 @@ def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
     rows = transform.forward(given.x).numpy()
     if given.previous is not None:
         conditions = given.previous.spec.conditions
+    codes = fit_codes(transform, rows, train) if given.previous is None else given.previous.spec.codes
     cond = {name: value.numpy() for name, value in given.cond.items()}
     splits = [ArraySplit(rows, cond, rows=i) for i in (train, held_out)]
     return Dataset(
         name="the data",
-        spec=DataSpec(rows.shape[1:], array_modality(rows.shape[1:]), conditions),
+        spec=DataSpec(rows.shape[1:], array_modality(rows.shape[1:]), conditions, codes=codes),
         transform=transform,
         train=splits[0],
         held_out=splits[1],

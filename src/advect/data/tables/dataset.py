@@ -31,7 +31,7 @@ from advect.data.tables.rules import learn_rules
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.text import Read
 from advect.data.tables.transform import TableTransform
-from advect.data.transforms import transform_from_config
+from advect.data.transforms import fit_codes, transform_from_config
 
 
 class TableMetadata(FileStyle):
@@ -150,7 +150,12 @@ class Table(Dataset):
         cond = {c: v for c, (_, v) in specs.items()}
         super().__init__(
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "table"),
-            spec=DataSpec(x.shape[1:], "table", {c: spec for c, (spec, _) in specs.items()}),
+            spec=DataSpec(
+                x.shape[1:],
+                "table",
+                {c: spec for c, (spec, _) in specs.items()},
+                codes=fit_codes(transform, x, train),
+            ),
             transform=transform,
             train=ArraySplit(x, cond, rows=train),
             held_out=ArraySplit(x, cond, rows=rest),
