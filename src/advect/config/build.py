@@ -109,6 +109,7 @@ def build_network(
     if posterior is None or not spec.codes:
         return net
     path = build_path(posterior) if isinstance(posterior, MethodConfig) else posterior
+    assert isinstance(path, AffinePath)  # as the loss has refused others
     return WithEvidence(net, spec.codes, path)
 
 

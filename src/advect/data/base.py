@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -217,6 +217,12 @@ class Rows:
         return Rows(self.x[indices], labels, indices if self.numbers is None else self.numbers[indices])
 
 
+class Forward(Protocol):
+    """A map of rows (n, ...) to model units (n, *S)."""
+
+    def forward(self, x: Tensor, /) -> Tensor: ...
+
+
 class ArraySplit(Split):
     """Rows of an array in memory or memory-mapped; only fetched rows are read and converted.
 
@@ -235,7 +241,7 @@ class ArraySplit(Split):
         self,
         x: np.ndarray,
         cond: Mapping[str, np.ndarray] | None = None,
-        transform: Transform | None = None,
+        transform: Forward | None = None,
         *,
         rows: np.ndarray | None = None,
         numbers: np.ndarray | None = None,

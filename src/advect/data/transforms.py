@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -110,22 +110,18 @@ class Transform(ABC):
         return as_record({**config, **tensors}, cls, f"the {cls.kind} transform")
 
 
-def fit_codes(transform: Transform, x: np.ndarray, rows: np.ndarray) -> tuple[Code, ...]:
-    """Codes of a transform, with their shares in the ``rows`` (n,) of x (N, D) in model units, NaN where unknown.
+def fit_codes(places: Sequence[tuple[int, int]], rows: Iterable[Tensor]) -> tuple[Code, ...]:
+    """Codes at the ``places`` of :attr:`Transform.codes`, with their shares in blocks of rows (n, D), NaN where unknown.
 
     Half a row is added to each category, so that none is impossible.
     """
-    if not transform.codes:
-        return ()
-    count, plus = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for first in range(0, len(rows), 1 << 16):
-        part = x[rows[first : first + (1 << 16)]]
-        count += (~np.isnan(part)).sum(0)
-        plus += (part > 0).sum(0)
+    counts = torch.zeros(2, 1, dtype=torch.float64)
+    for block in rows if places else ():
+        counts = counts + torch.stack([(block > 0).sum(0), (~block.isnan()).sum(0)])
     found = []
-    for start, size in transform.codes:
-        own = slice(start, start + size)
-        shares = (plus[own] + 0.5) / (count[own] + 0.5 * max(size, 2))
+    for start, size in places:
+        plus, of = counts[:, start : start + size]
+        shares = (plus + 0.5) / (of + 0.5 * max(size, 2))
         found.append(Code(start, tuple(shares.tolist())))
     return tuple(found)
 

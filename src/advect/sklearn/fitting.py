@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from advect.config.build import (
@@ -361,7 +362,11 @@ def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
     rows = transform.forward(given.x).numpy()
     if given.previous is not None:
         conditions = given.previous.spec.conditions
-    codes = fit_codes(transform, rows, train) if given.previous is None else given.previous.spec.codes
+    codes = (
+        fit_codes(transform.codes, [torch.from_numpy(rows[train])])
+        if given.previous is None
+        else given.previous.spec.codes
+    )
     cond = {name: value.numpy() for name, value in given.cond.items()}
     splits = [ArraySplit(rows, cond, rows=i) for i in (train, held_out)]
     return Dataset(

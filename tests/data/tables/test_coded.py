@@ -9,7 +9,9 @@ pd = pytest.importorskip("pandas")
 from advect.core.errors import UserError  # noqa: E402
 from advect.data import Table, TableTransform, frame_of, transform_from_config  # noqa: E402
 from advect.data.tables.coded import LARGEST, Atoms, Code, CodedCategories, Levels  # noqa: E402
-from advect.data.tables.columns import Categories, Number, column_from_config  # noqa: E402
+from advect.data.tables.columns import Categories, Column, Number, column_from_config  # noqa: E402
+from advect.data.tables.given import series_units  # noqa: E402
+from advect.data.tables.packed import Packed  # noqa: E402
 
 RNG = np.random.default_rng(0)
 N = 6000
@@ -171,3 +173,28 @@ def test_damaged_levels_and_atoms_are_refused():
     ):
         with pytest.raises(UserError, match=words):
             column_from_config({**config[name], entry: value})
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_rows_are_held_in_a_number_a_column(holes):
+    table, transform = opened(FRAME, holes=holes, held_out=0.0)
+    x = table.train.fetch(np.arange(N)).x1
+    own = transform.forward(torch.from_numpy(np.stack([_units(FRAME[c.name], c) for c in transform.columns], 1)))
+    assert torch.equal(x.nan_to_num(-7), own.nan_to_num(-7))
+    packed = Packed(x.shape[1], transform.codes)
+    assert packed.width == 9 + 2 + 1  # three digits of the code of 3,000 names, and rain that does not recur
+    assert torch.equal(packed.forward(torch.from_numpy(packed.pack(x.numpy()))).nan_to_num(-7), x.nan_to_num(-7))
+
+
+def _units(series: pd.Series, column: Column) -> np.ndarray:
+    return series_units("the frame", series, column)
+
+
+def test_the_shares_of_the_codes_are_those_of_the_rows_to_train_on():
+    table, transform = opened(FRAME)
+    x = table.train.fetch(np.arange(len(table.train))).x1
+    codes = table.spec.codes
+    assert tuple((code.start, code.size) for code in codes) == transform.codes
+    for code in codes:
+        shares = (x[:, code.start : code.start + code.size] > 0).double().mean(0)
+        assert torch.allclose(torch.tensor(code.shares, dtype=torch.float64), shares, atol=2e-3)

@@ -27,6 +27,7 @@ from advect.data.tables.columns import Column, Number, column_from_config
 from advect.data.tables.csv_files import open_csv, require_columns
 from advect.data.tables.files import CSV, FileStyle, is_table_file, read_table, style_of, table_file
 from advect.data.tables.infer_columns import column_values, condition_of, fit_number, read_column, read_condition
+from advect.data.tables.packed import Packed
 from advect.data.tables.rules import learn_rules
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.text import Read
@@ -141,24 +142,24 @@ class Table(Dataset):
         self._order = list(columns)
         self._told = [columns[c] for c in told]
         transform = TableTransform([columns[self._order[i]] for i in learned], rules)
-        x = np.empty((len(values), sum(transform.widths)), np.float32)
-        ends = np.cumsum([0, *transform.widths])
-        for i, column, start, end in zip(learned, transform.columns, ends, ends[1:], strict=False):
-            for block in row_blocks(values[:, i]) if end > start else ():
-                x[block, start:end] = column.forward(torch.from_numpy(values[block, i])).numpy()
+        packed = Packed(sum(transform.widths), transform.codes)
+        x = np.empty((len(values), packed.width), np.float32)
+        for block in row_blocks(values, 1 << 17):
+            x[block] = packed.pack(transform.forward(torch.from_numpy(values[block][:, learned])).numpy())
         specs = {c: condition_of(columns[c], values[:, self._order.index(c)], is_train) for c in told}
         cond = {c: v for c, (_, v) in specs.items()}
+        blocks = row_blocks(train, 1 << 14)
         super().__init__(
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "table"),
             spec=DataSpec(
-                x.shape[1:],
+                (packed.elements,),
                 "table",
                 {c: spec for c, (spec, _) in specs.items()},
-                codes=fit_codes(transform, x, train),
+                codes=fit_codes(transform.codes, (packed.forward(torch.from_numpy(x[train[i]])) for i in blocks)),
             ),
             transform=transform,
-            train=ArraySplit(x, cond, rows=train),
-            held_out=ArraySplit(x, cond, rows=rest),
+            train=ArraySplit(x, cond, packed, rows=train),
+            held_out=ArraySplit(x, cond, packed, rows=rest),
             fingerprint=_fingerprint(values, train, transform, self._told),
         )
         self.holes = Holes.find(self) if holes else None
