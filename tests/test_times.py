@@ -10,7 +10,7 @@ from scipy import stats
 from advect.core import random
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
-from advect.times import Constant, Importance, LogitNormal, Shifted, Stratified, Uniform, UShaped
+from advect.times import Constant, Importance, Logistic, LogitNormal, Shifted, Stratified, Uniform, UShaped
 
 
 def generators(n: int):
@@ -242,3 +242,12 @@ def test_importance_state_comes_back(wrap):
     assert torch.equal(times.sample(9, CounterRng(0, 0, 9)), again.sample(9, CounterRng(0, 0, 9)))
     with pytest.raises(UserError, match="these importance times have 8 bins, and this object 4"):
         wrap(Importance(bins=4)).load_state_dict(times.state_dict())
+
+
+def test_logistic_times_have_their_median_and_their_quartiles():
+    times = Logistic(mean=-0.5, scale=0.4)
+    levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    logits = torch.logit(times.quantile(levels))
+    torch.testing.assert_close(logits, -0.5 + 0.4 * math.log(3) * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
+    near_uniform = Logistic(scale=1 - 1e-9).quantile(levels)
+    torch.testing.assert_close(near_uniform, levels)

@@ -182,6 +182,31 @@ class LogitNormal(TimeDistribution):
         return torch.where((t > 0) & (t < 1), p, 0.0)
 
 
+@register("logistic")
+@dataclass(frozen=True, kw_only=True)
+class Logistic(TimeDistribution):
+    """``logit(t) ~ logistic(mean, scale)``, favours the middle with more near both ends than ``logit-normal``.
+
+    Scale 1 and mean 0 would be uniform times.
+
+    Args:
+        mean: mean of logit(t); > 0 favours the data.
+        scale: scale of logit(t), its standard deviation over pi / sqrt(3).
+    """
+
+    mean: Annotated[float, Meta(ge=-100, le=100)] = 0.0
+    scale: Annotated[float, Meta(gt=0, lt=1)] = 0.6
+
+    def quantile(self, u: Tensor) -> Tensor:
+        inner = u.double().clamp(2.0**-54, 1 - 2.0**-53)
+        return torch.sigmoid(self.mean + self.scale * torch.logit(inner)).to(u.dtype)
+
+    def density(self, t: Tensor) -> Tensor:
+        z = (torch.logit(t) - self.mean) / self.scale
+        p = torch.sigmoid(z) * torch.sigmoid(-z) / (self.scale * t * (1 - t))
+        return torch.where((t > 0) & (t < 1), p, 0.0)
+
+
 @register("u-shaped")
 @dataclass(frozen=True, kw_only=True)
 class UShaped(TimeDistribution):

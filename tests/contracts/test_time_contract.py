@@ -10,6 +10,7 @@ from advect.core.random import CounterRng
 from advect.times import (
     Constant,
     Importance,
+    Logistic,
     LogitNormal,
     Shifted,
     Stratified,
@@ -30,6 +31,8 @@ TIMES = [
     *examples("times").values(),
     Constant(0.25),
     LogitNormal(mean=-2, std=3),
+    Logistic(mean=-0.25, scale=0.6),
+    Logistic(scale=0.9),
     UShaped(a=80),
     Shifted(LogitNormal(), 0.2),
     Stratified(Shifted(UShaped())),

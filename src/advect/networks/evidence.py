@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from advect.core.types import Code, Conditions, code_places
-from advect.networks.mixture_base import AffineCoefficients
 
 _LEAST = 1e-3
 """Least sigma of the evidence, which is certain there."""
+
+
+class AffineCoefficients(Protocol):
+    """What of an affine path is used."""
+
+    def coefficients(self, t: Tensor, /) -> Any:
+        """alpha, sigma and their derivatives at t (B,)."""
+        ...
 
 
 class WithEvidence(nn.Module):

@@ -360,13 +360,10 @@ def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
     elif given.adapter.whiten:  # held-out rows have no part in it, else they tell too late when to stop
         transform = Whiten.fit(transform, transform.forward(given.x[train]))
     rows = transform.forward(given.x).numpy()
-    if given.previous is not None:
-        conditions = given.previous.spec.conditions
-    codes = (
-        fit_codes(transform.codes, [torch.from_numpy(rows[train])])
-        if given.previous is None
-        else given.previous.spec.codes
-    )
+    if given.previous is None:
+        codes = fit_codes(transform.codes, [torch.from_numpy(rows[train])])
+    else:
+        conditions, codes = given.previous.spec.conditions, given.previous.spec.codes
     cond = {name: value.numpy() for name, value in given.cond.items()}
     splits = [ArraySplit(rows, cond, rows=i) for i in (train, held_out)]
     return Dataset(
