@@ -42,7 +42,7 @@ def flow(path: AffinePath, **options: Any) -> Flow:
         for name, word in zip(COLUMNS, NAMES, strict=True)
     ]
     transform = TableTransform(columns)
-    assert transform.codes == tuple((code.start, code.size) for code in CODES)
+    assert transform.code_places == tuple((code.start, code.size) for code in CODES)
     facts = {"order": list(COLUMNS), "transform": transform.to_config(), "conditions": []}
     spec = DataSpec((8,), "table", {}, codes=CODES)
     head = PosteriorHead(CODES, path)

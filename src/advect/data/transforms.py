@@ -74,7 +74,7 @@ class Transform(ABC):
         return None
 
     @property
-    def codes(self) -> tuple[tuple[int, int], ...]:
+    def code_places(self) -> tuple[tuple[int, int], ...]:
         """First element and number of elements of each part of vectors (B, D) that codes one of several categories.
 
         Of several elements the category's is +1 and the others are -1; one alone is +1 or -1.
@@ -111,7 +111,7 @@ class Transform(ABC):
 
 
 def fit_codes(places: Sequence[tuple[int, int]], rows: Iterable[Tensor]) -> tuple[Code, ...]:
-    """Codes at the places of :attr:`Transform.codes`, with their shares in blocks of rows (n, D), NaN where unknown.
+    """Codes at the places of :attr:`Transform.code_places`, with their shares in blocks of rows (n, D), NaN where unknown.
 
     Half a row is added to each category, so that none is impossible.
     """

@@ -361,7 +361,7 @@ def _dataset(given: _Given, train: np.ndarray, held_out: np.ndarray) -> Dataset:
         transform = Whiten.fit(transform, transform.forward(given.x[train]))
     rows = transform.forward(given.x).numpy()
     if given.previous is None:
-        codes = fit_codes(transform.codes, [torch.from_numpy(rows[train])])
+        codes = fit_codes(transform.code_places, [torch.from_numpy(rows[train])])
     else:
         conditions, codes = given.previous.spec.conditions, given.previous.spec.codes
     cond = {name: value.numpy() for name, value in given.cond.items()}

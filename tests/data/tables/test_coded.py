@@ -99,7 +99,7 @@ def test_the_codes_are_one_hot_and_cover_all_but_numbers():
     table, transform = opened(FRAME)
     x = table.train.fetch(np.arange(512)).x1
     covered = torch.zeros(x.shape[1], dtype=torch.int64)
-    for start, size in transform.codes:
+    for start, size in transform.code_places:
         covered[start : start + size] += 1
         block = x[:, start : start + size]
         assert bool((block.abs() == 1).all())
@@ -181,7 +181,7 @@ def test_rows_are_held_in_a_number_a_column(holes):
     x = table.train.fetch(np.arange(N)).x1
     own = transform.forward(torch.from_numpy(np.stack([_units(FRAME[c.name], c) for c in transform.columns], 1)))
     assert torch.equal(x.nan_to_num(-7), own.nan_to_num(-7))
-    packed = Packed(x.shape[1], transform.codes)
+    packed = Packed(x.shape[1], transform.code_places)
     assert packed.width == 9 + 2 + 1  # three digits of the code of 3,000 names, and rain that does not recur
     assert torch.equal(packed.forward(torch.from_numpy(packed.pack(x.numpy()))).nan_to_num(-7), x.nan_to_num(-7))
 
@@ -194,7 +194,7 @@ def test_the_shares_of_the_codes_are_those_of_the_rows_to_train_on():
     table, transform = opened(FRAME)
     x = table.train.fetch(np.arange(len(table.train))).x1
     codes = table.spec.codes
-    assert tuple((code.start, code.size) for code in codes) == transform.codes
+    assert tuple((code.start, code.size) for code in codes) == transform.code_places
     for code in codes:
         shares = (x[:, code.start : code.start + code.size] > 0).double().mean(0)
         assert torch.allclose(torch.tensor(code.shares, dtype=torch.float64), shares, atol=2e-3)

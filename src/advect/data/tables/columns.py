@@ -59,7 +59,7 @@ class Column(ABC):
 
     @property
     def codes(self) -> tuple[tuple[int, int], ...]:
-        """First element and number of elements of each of its codes, as in :attr:`Transform.codes`."""
+        """First element and number of elements of each of its codes, as in :attr:`Transform.code_places`."""
         return ()
 
     @property

@@ -142,7 +142,7 @@ class Table(Dataset):
         self._order = list(columns)
         self._told = [columns[c] for c in told]
         transform = TableTransform([columns[self._order[i]] for i in learned], rules)
-        packed = Packed(sum(transform.widths), transform.codes)
+        packed = Packed(sum(transform.widths), transform.code_places)
         x = np.empty((len(values), packed.width), np.float32)
         for block in row_blocks(values, 1 << 17):
             x[block] = packed.pack(transform.forward(torch.from_numpy(values[block][:, learned])).numpy())
@@ -155,7 +155,9 @@ class Table(Dataset):
                 (packed.elements,),
                 "table",
                 {c: spec for c, (spec, _) in specs.items()},
-                codes=fit_codes(transform.codes, (packed.forward(torch.from_numpy(x[train[i]])) for i in blocks)),
+                codes=fit_codes(
+                    transform.code_places, (packed.forward(torch.from_numpy(x[train[i]])) for i in blocks)
+                ),
             ),
             transform=transform,
             train=ArraySplit(x, cond, packed, rows=train),

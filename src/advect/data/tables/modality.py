@@ -90,7 +90,7 @@ class Tables(VectorPlots[TableMetadata]):
         if not set(self.metadata["index"]) <= set(names) or not set(self.metadata["unnamed"]) <= set(names):
             raise UserError("the index has columns that the table has not; take another file")
         codes = tuple((code.start, code.size) for code in self.spec.codes)
-        if codes and codes != self._columns.codes:
+        if codes and codes != self._columns.code_places:
             raise UserError("the codes of categories are not those of the columns; take another file")
         check_told(self._told, self.spec.conditions)
 

@@ -17,7 +17,7 @@ class Packed:
 
     Args:
         elements: D.
-        codes: first element and number of elements of each code, see :attr:`advect.data.Transform.codes`.
+        codes: first element and number of elements of each code, see :attr:`advect.data.Transform.code_places`.
     """
 
     elements: int

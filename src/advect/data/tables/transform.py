@@ -64,7 +64,7 @@ class TableTransform(Transform):
         return [0 if i in self.derived else column.width for i, column in enumerate(self.columns)]
 
     @cached_property
-    def codes(self) -> tuple[tuple[int, int], ...]:
+    def code_places(self) -> tuple[tuple[int, int], ...]:
         ends, found = np.cumsum([0, *self.widths]).tolist(), []
         for i, (column, start) in enumerate(zip(self.columns, ends, strict=False)):
             found += [] if i in self.derived else [(start + place, width) for place, width in column.codes]
