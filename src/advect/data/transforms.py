@@ -111,7 +111,7 @@ class Transform(ABC):
 
 
 def fit_codes(places: Sequence[tuple[int, int]], rows: Iterable[Tensor]) -> tuple[Code, ...]:
-    """Codes at the places of :attr:`Transform.code_places`, with their shares in blocks of rows (n, D), NaN where unknown.
+    """Codes at :attr:`Transform.code_places`, with their shares in blocks of rows (n, D), NaN where unknown.
 
     Half a row is added to each category, so that none is impossible.
     """

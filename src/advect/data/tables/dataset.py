@@ -148,16 +148,14 @@ class Table(Dataset):
             x[block] = packed.pack(transform.forward(torch.from_numpy(values[block][:, learned])).numpy())
         specs = {c: condition_of(columns[c], values[:, self._order.index(c)], is_train) for c in told}
         cond = {c: v for c, (_, v) in specs.items()}
-        blocks = row_blocks(train, 1 << 14)
+        blocks = (packed.forward(torch.from_numpy(x[train[i]])) for i in row_blocks(train, 1 << 14))
         super().__init__(
             name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "table"),
             spec=DataSpec(
                 (packed.elements,),
                 "table",
                 {c: spec for c, (spec, _) in specs.items()},
-                codes=fit_codes(
-                    transform.code_places, (packed.forward(torch.from_numpy(x[train[i]])) for i in blocks)
-                ),
+                codes=fit_codes(transform.code_places, blocks),
             ),
             transform=transform,
             train=ArraySplit(x, cond, packed, rows=train),
