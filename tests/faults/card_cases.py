@@ -155,6 +155,26 @@ def _series(home: Path) -> Dataset:
     return Sequences([rng.normal(size=(4 + k % 3, 2)) for k in range(ROWS)])
 
 
+def _lines(home: Path) -> Dataset:
+    from advect.data.tokens.dataset import Tokens
+
+    return Tokens(["ab ca"[: 2 + k % 3] + "abc"[k % 3] for k in range(ROWS)])
+
+
+def _codes(home: Path) -> Dataset:
+    from advect.data.tokens.dataset import Tokens
+
+    return Tokens(np.random.default_rng(0).integers(0, 4, (ROWS, 6)), labels={"kind": np.arange(ROWS) % 2})
+
+
+def _texts(home: Path) -> Dataset:
+    from advect.data.tokens.dataset import Tokens
+
+    rows = "".join(f"{'ab ca'[: 2 + k % 3]},{'uv'[k % 2]},{k / 4}\n" for k in range(ROWS))
+    (home / "t.csv").write_text("text,kind,size\n" + rows)
+    return Tokens(home / "t.csv", column="text", unit="words", conditions=["kind", "size"])
+
+
 SOURCES: dict[str, tuple[str, Callable[[Path], Dataset]]] = {
     "images": ("unet", _images),
     "vectors": ("mlp", _vectors),
@@ -173,6 +193,9 @@ SOURCES: dict[str, tuple[str, Callable[[Path], Dataset]]] = {
     "cells-pca": ("mlp", _cells(pca=3, conditions=("type",))),
     "sequences-table": ("transformer", _steps),
     "sequences-arrays": ("transformer", _series),
+    "tokens-text": ("transformer", _lines),
+    "tokens-numbers": ("transformer", _codes),
+    "tokens-table": ("transformer", _texts),
 }
 """Network and data of each sound card."""
 
@@ -187,7 +210,8 @@ def build(name: str, home: Path) -> Path:
     """Weight file of a flow, not trained, of one of ``SOURCES``, as the first checkpoint of a run would hold it."""
     network, make = SOURCES[name]
     (home / name).mkdir(parents=True)
-    data, config = make(home / name), PRESETS["arrays"].build()
+    data = make(home / name)
+    config = PRESETS["tokens" if data.modality.tokens else "arrays"].build()
     config = replace(config, network=config.network.replaced(network=network, **SMALL[network]))
     metadata = ModelMetadata.from_run(config, "arrays", data, fit_source(config.method, data))
     net = build_network(config.network, data.spec, **metadata.method.form)
