@@ -129,3 +129,26 @@ def test_labels_and_uniform_tokens(tmp_path):
     command(["sample", str(tmp_path / "run"), *how])
     with np.load(out / "samples.npz") as found:
         assert found["values"].shape == (4, 5) and found["kind"].tolist() == [1] * 4
+
+
+def test_blanks_of_a_file_are_filled_in(run, tmp_path):
+    (tmp_path / "blanks.txt").write_text("a__a\nabcab\n_b\n")
+    how = ["--draws", "2", "--output-dir", str(tmp_path / "out")]
+    command(["sample", str(run), "--given", str(tmp_path / "blanks.txt"), *how])
+    lines = (tmp_path / "out/samples.txt").read_text().splitlines()
+    assert list(map(len, lines)) == [4, 4, 5, 5, 2, 2] and lines[2:4] == ["abcab"] * 2
+    assert all(line[0] == line[3] == "a" for line in lines[:2]) and all(line[1] == "b" for line in lines[4:])
+    (tmp_path / "blanks.txt").write_text("a__a" * 20 + "\n")
+    with pytest.raises(UserError, match="has a line of 80 characters, and samples have 1 to"):
+        command(["sample", str(run), "--given", str(tmp_path / "blanks.txt"), *how])
+
+
+def test_commands_of_an_ode_refuse_tokens(run):
+    for words, sentence in (
+        (["reflow", str(run)], "straightens flows along an ODE, and the tokens of"),
+        (["distill", str(run)], "begins from a flow of velocities"),
+        (["eval", str(run), "--metrics", "straightness"], "is of a flow along an ODE, and tokens jump"),
+        (["eval", str(run), "--metrics", "marginals"], "looks at values, which tokens data have not"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            command(words)

@@ -135,3 +135,26 @@ def test_solvers_and_flows_that_do_not_go_together_are_told():
     with pytest.raises(UserError, match="follows from the velocity on an affine path"):
         flow_of(CHAIN).denoiser()
     assert flow_of(CHAIN).sampler == SamplerConfig("tau-leaping", 64, "uniform")
+
+
+@pytest.mark.parametrize("corrector", [0.0, 1.0])
+def test_known_tokens_stay_and_the_others_follow_their_law_given_them(corrector):
+    flow = flow_of(CHAIN)
+    given = torch.tensor([torch.nan, 98.0, torch.nan, 97.0])
+    x = flow.sample(3000, given=given, steps=24, solver=TauLeaping(corrector=corrector)).x
+    assert (x[:, 1] == 98).all() and (x[:, 3] == 97).all()
+    initial, t = torch.as_tensor(CHAIN.initial), torch.as_tensor(CHAIN.transition)
+    first, third = initial * t[:, 1], t[1] * t[:, 0]
+    for column, law in ((0, first / first.sum()), (2, third / third.sum())):
+        shares = torch.bincount(x[:, column].long() - 97, minlength=3) / 3000
+        assert (shares - law).abs().sum() / 2 < 0.03
+
+
+def test_known_tokens_that_cannot_be_are_refused():
+    given = torch.tensor([torch.nan, 98.0, torch.nan, 97.0])
+    with pytest.raises(UserError, match="known tokens need a flow that starts from masks"):
+        flow_of(CHAIN, masked=False).sample(3, given=given)
+    with pytest.raises(UserError, match="the token 120 is not in the vocabulary"):
+        flow_of(CHAIN).sample(3, given=torch.tensor([torch.nan, 120.0, 97, 97]))
+    with pytest.raises(UserError, match="asks for nothing"):
+        flow_of(CHAIN).sample(3, given=torch.full((4,), 97.0))

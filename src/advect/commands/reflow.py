@@ -138,6 +138,10 @@ def parse_reflow(run: Path | None, words: list[str]) -> tuple[str, ReflowArgumen
             f"advect reflow straightens flows of whole samples, and {run} was trained with --mask "
             f"{config.method.mask}, whose questions start from other noise; train a run without --mask"
         )
+    if config.method.discrete:
+        raise UserError(
+            f"advect reflow straightens flows along an ODE, and the tokens of {run} jump; raise --num-steps"
+        )
     if config.method.learns_steps:
         raise UserError(
             f"advect reflow straightens flows for few steps, and {run} was trained with --objective "

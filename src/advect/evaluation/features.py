@@ -22,7 +22,7 @@ from advect.evaluation.feature_network import SIDE, FeatureNetwork
 from advect.evaluation.learned_network import LearnedNetwork, learned_network
 from advect.evaluation.workspace import ReferenceCache
 from advect.metrics import calibration, flow_calibration
-from advect.metrics.base import CALIBRATED_ROWS, COLUMNS, LABELS, QUANTITIES, TOKENS
+from advect.metrics.base import CALIBRATED_ROWS, COLUMNS, JUMPS, LABELS, ODE, QUANTITIES, TOKENS
 from advect.metrics.flow_calibration import numeric_columns
 from advect.metrics.statistics import CONDITION, FEATURES, SAMPLES, VALUES, subsample
 from advect.model.flow import Flow
@@ -171,9 +171,9 @@ class FeatureSpace:
         """What the data provide of the metrics' needs."""
         labels = {LABELS} if self.categories and len(self.dataset.held_out) else set()
         columns = {COLUMNS} if self.modality.categorical else set()
-        tokens = self.modality.tokens and self.flow.discrete
-        found = {SAMPLES} | labels | columns | ({VALUES} if self.modality.marginals or self.modality.tokens else set())
-        found |= {TOKENS} if tokens else set()
+        found = {SAMPLES} | labels | columns | ({VALUES} if self.modality.marginals else set())
+        found |= {TOKENS} if self.modality.tokens else set()
+        found.add(JUMPS if self.flow.discrete else ODE)
         if any(isinstance(c, Quantity) for c in self.dataset.spec.conditions.values()):
             found.add(QUANTITIES)
             found |= {CALIBRATED_ROWS} if self._calibrated else set()
@@ -277,7 +277,7 @@ class FeatureSpace:
 
     def _stored(self, x: Tensor, cond: Conditions) -> dict[str, Tensor]:
         stored = {FEATURES: self.features.map(self.modality.feature_space(x))}
-        if VALUES in self.keep:
+        if self.keep & {VALUES, TOKENS}:
             flat = x.flatten(1)
             if self.modality.categorical or self.modality.tokens:
                 stored[VALUES] = flat

@@ -32,8 +32,8 @@ Z = 1.96
 COLUMNS, LABELS = "columns", "labels"
 """Needs beyond the rows: columns of a table, a categorical condition."""
 
-TOKENS = "tokens"
-"""Need of rows of tokens."""
+TOKENS, JUMPS, ODE = "tokens", "jumps", "an ODE"
+"""Needs of rows of tokens, of a flow that jumps between them, and of one along an ODE."""
 
 QUANTITIES, CALIBRATED_ROWS = "quantities", "rows to calibrate"
 """More of them: a real-valued condition, and few columns of many held-out rows."""
@@ -208,6 +208,10 @@ def find_metrics(
             left_out[name] = "needs data with a categorical condition, and these have none"
         elif TOKENS in lacks:
             left_out[name] = f"is for tokens, and these are {kind} data"
+        elif JUMPS in lacks:
+            left_out[name] = "is of --objective discrete-flow-matching, and this flow has another"
+        elif ODE in lacks:
+            left_out[name] = "is of a flow along an ODE, and tokens jump"
         elif QUANTITIES in lacks:
             left_out[name] = "needs data with a real-valued condition, and these have none"
         elif CALIBRATED_ROWS in lacks:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.registry import register
-from advect.metrics.base import FlowMetric
+from advect.metrics.base import ODE, FlowMetric
 
 FEW = 32
 """Most dimensions for an exact divergence."""
@@ -22,6 +22,7 @@ class StraightnessMetric(FlowMetric):
     """Straightness of the paths from noise to data."""
 
     key = "straightness"
+    needs = frozenset({ODE})
 
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
         found = flow.straightness(
@@ -49,6 +50,7 @@ class LikelihoodMetric(FlowMetric):
 
     key = "bits_per_dim"
     held_out = density = True
+    needs = frozenset({ODE})
 
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
         found, size = [], min(options.batch_size, 64)

@@ -13,7 +13,7 @@ from advect.core.errors import UserError
 from advect.core.random import Stream, stream_seed
 from advect.core.registry import register
 from advect.core.types import LENGTH
-from advect.metrics.base import PAIRS, TOKENS, EvalContext, FlowMetric, Metric
+from advect.metrics.base import JUMPS, PAIRS, TOKENS, EvalContext, FlowMetric, Metric
 from advect.metrics.statistics import VALUES, SampleStatistics
 
 DRAWS = 16
@@ -44,7 +44,7 @@ def ngram_distance(x: Tensor, y: Tensor, order: int) -> float:
 class NgramsMetric(Metric):
     """Total variation of single tokens, and of runs of two and three."""
 
-    needs = frozenset({VALUES, TOKENS})
+    needs = frozenset({TOKENS})
     rows = PAIRS
     bounds = (0, 1)
     resamples = 8
@@ -60,7 +60,7 @@ class BitsMetric(FlowMetric):
 
     key = "bits_per_token"
     held_out = True
-    needs = frozenset({TOKENS})
+    needs = frozenset({TOKENS, JUMPS})
 
     def measure(self, flow: Any, n: int, rows: range, data: Callable[[range], Any], options: Any) -> dict[str, Tensor]:
         bits, tokens = [], []

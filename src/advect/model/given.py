@@ -14,6 +14,7 @@ from advect.core.errors import UserError
 from advect.core.types import GIVEN, LENGTH, Conditions
 from advect.masks import known_level
 from advect.model.coordinates import Coordinates
+from advect.paths import MixturePath
 from advect.solvers import Velocity
 
 if TYPE_CHECKING:
@@ -62,12 +63,20 @@ def read_given(flow: Flow, given: Any, n: int) -> Given:
     """
     if isinstance(given, Given):
         return given
-    if not flow.masked:
+    if flow.discrete:
+        _check_masks(flow)
+    elif not flow.masked:
         raise UserError(
             "given needs a flow that was given entries in training; train with --mask random, say, or take "
             "flow.sample_posterior (--posterior pigdm)"
         )
     return known_entries(flow, given, n)
+
+
+def _check_masks(flow: Flow) -> None:
+    """Raise UserError unless a flow of tokens starts from masks: known tokens are then a state like others."""
+    if not isinstance(flow.path, MixturePath) or not flow.path.masked:
+        raise UserError("known tokens need a flow that starts from masks; train with --source masked")
 
 
 def known_entries(flow: Flow, given: Any, n: int) -> Given:

@@ -73,6 +73,10 @@ class Integrator(ABC):
     def times(self) -> tuple[float, ...]:
         """The times t of a trajectory's states."""
 
+    def holding(self, given: Tensor | None) -> Integrator:
+        """With the known tokens ``given`` (B, *S) of a batch, NaN where asked for; numbers are held by their field."""
+        return self
+
     @abstractmethod
     def __call__(self, field: Velocity, x0: Tensor, rng: Generator) -> Tensor:
         """x1 (B, *S) of x0 (B, *S) along ``field``, or the trajectory (len(times), B, *S)."""
@@ -88,6 +92,11 @@ class ODEIntegrator(Integrator):
     @property
     def times(self) -> tuple[float, ...]:
         return self.coordinates.all_times(self.grid)
+
+    def holding(self, given: Tensor | None) -> Integrator:
+        if given is None or not isinstance(self.solver, TauLeaping):
+            return self
+        return replace(self, solver=replace(self.solver, given=given))
 
     def __call__(self, field: Velocity, x0: Tensor, rng: Generator) -> Tensor:
         way, solver = self.coordinates, self.solver

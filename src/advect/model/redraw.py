@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from advect.core.errors import UserError
 from advect.core.random import CounterRng, Stream, stream_seed
-from advect.core.types import Conditions, without_padding
+from advect.core.types import GIVEN, Conditions, without_padding
 from advect.data import Transform
 from advect.distributed.comm import all_max
 from advect.model.given import Given
@@ -74,7 +74,8 @@ class Integrate:
         self, x0: Tensor, part: Conditions, rng: CounterRng, at: Tensor, each: Callable[[], object]
     ) -> tuple[Tensor, int]:
         field = CountedVelocity(self.field(part), each)
-        return self.integrator(field, x0, rng).float().cpu(), field.rows
+        integrator = self.integrator.holding(part.get(GIVEN))
+        return integrator(field, x0, rng).float().cpu(), field.rows
 
 
 @dataclass(frozen=True)

@@ -238,5 +238,7 @@ class VelocityField:
         net = self._rectified_velocity if isinstance(coordinates, Rectified) else self._velocity
         net = self._velocity_and_noise if noise else net
         cond = self._on_device(cond)
+        if self.discrete:  # the solver holds known tokens, which a network sees as any others
+            cond = {name: value for name, value in cond.items() if name != GIVEN}
         field = guided_velocity(net, cond, guidance, interval=interval)
         return still(field, cond[GIVEN]) if GIVEN in cond else field

@@ -38,6 +38,8 @@ class TauLeaping(Solver):
             case of neural text degeneration").
         path: the flow's path.
         generator: of the draws.
+        given: (B, *S, K) known tokens, which stay, NaN for those that are drawn. Of masks alone, of which any set may
+            be known at any time.
     """
 
     order, evaluations, jumps = 1, 1, True
@@ -47,6 +49,7 @@ class TauLeaping(Solver):
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     path: MixturePath = field(default_factory=MixturePath)
     generator: Generator = None
+    given: Tensor | None = None
 
     def iterate(self, u: Velocity, x: Tensor, grid: Sequence[float]) -> Iterator[Tensor]:
         """``u(x, t)`` gives logits (B, *S, K) of states x (B, *S, K), rows with a single 1 or, for a mask, none."""
@@ -56,7 +59,7 @@ class TauLeaping(Solver):
             )
         for a, b in pairwise(grid):
             start = max(0.0, a - self.corrector * (b - a))
-            x = self.path.noised(x, a, start, self.generator)
+            x = self._held(self.path.noised(x, a, start, self.generator))
             (t,) = expanded_times([start], x)
             p = nucleus(self.path.posterior(u(x, t) / self.temperature, x, t), self.top_p)
             if not all_finite(p):  # the draws would be whole all the same
@@ -65,6 +68,9 @@ class TauLeaping(Solver):
             moved = uniform(x.shape[:-1], self.generator, device=x.device) < self.path.jump_probability(start, b)
             x = torch.where(moved[..., None], made, x)
             yield x
+
+    def _held(self, x: Tensor) -> Tensor:
+        return x if self.given is None else torch.where(self.given.isnan(), x, self.given.to(x.dtype))
 
 
 def nucleus(p: Tensor, share: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from advect.core.errors import UserError, optional_import
 from advect.core.registry import register
 from advect.core.types import LENGTH, Batch, Conditions, Length
 from advect.data.captions import condition_words
+from advect.data.given import GivenRows, check_asked, check_given, samples_name
 from advect.data.modality import Modality, Recipe, Verdict, condition_columns, write_npz
-from advect.data.numpy_files import save_arrays
+from advect.data.numpy_files import load_arrays, save_arrays
 from advect.data.tables.columns import Column, column_from_config
 from advect.data.tables.files import write_in_style
 from advect.data.tables.infer_columns import check_told, column_values
 from advect.data.tokens.dataset import TokenMetadata
-from advect.data.tokens.files import write_text
+from advect.data.tokens.files import read_whole_text, write_text
 from advect.data.tokens.panel import text_panel
 from advect.data.tokens.transform import TokenTransform
 
@@ -31,6 +33,9 @@ LAYOUTS = {
     "numbers": ("array", "stream"),
 }
 """How tokens of each kind stand in files."""
+
+MASK = "▢"
+"""A mask, in the texts of unfinished samples."""
 
 PAIRS = 256
 """Numbers that counts of neighbouring tokens are shared among."""
@@ -47,7 +52,7 @@ class TokensModality(Modality[TokenMetadata]):
     tokens = True
     marginals = False
     metrics = ("bits_per_token", "ngrams", "energy", "class_accuracy")
-    online_metrics = ("energy", "ngrams")
+    online_metrics = ("energy",)
     reflow_metrics = ("energy",)
     recipe = Recipe(batch_size=64, epochs=200, least_steps=2000, cpu_steps=10_000, gpu_steps=200_000)
     most_plotted = 64
@@ -114,10 +119,47 @@ class TokensModality(Modality[TokenMetadata]):
         unit, words = self.metadata["unit"], self.metadata["words"]
         found = self.rows(x, conditions or {})
         if unit == "characters":
-            return ["".join(chr(code) if code >= 0 else "▢" for code in row.tolist()) for row in found]
+            return ["".join(chr(code) if code >= 0 else MASK for code in row.tolist()) for row in found]
         name = (lambda code: words[code]) if unit == "words" else str
         masked = unit == "words" or self._codes[0] >= 0
-        return [" ".join("▢" if code < 0 and masked else name(code) for code in row.tolist()) for row in found]
+        return [" ".join(MASK if code < 0 and masked else name(code) for code in row.tolist()) for row in found]
+
+    @property
+    def groups(self) -> Tensor:
+        """A token is an entry."""
+        length, size = self.spec.shape
+        return torch.arange(length)[:, None].expand(length, size)
+
+    def given(self, x: Tensor) -> Tensor:
+        """Tokens (n, L) in data units, NaN where asked for, in model units (n, L, K), NaN where asked for."""
+        check_given(x, self.spec.shape[:1])
+        return torch.where(x.isnan()[..., None], torch.nan, self.transform.forward(x))
+
+    def given_rows(self, given: Any) -> Tensor:
+        return given.own if isinstance(given, GivenRows) else super().given_rows(given)
+
+    def read_given(self, path: Path) -> GivenRows:
+        """Lines of a text file with "_" for characters that are asked for, "▢" where data have "_"; or an array with
+        NaN.
+        """
+        length, told = self.spec.shape[0], LENGTH in self.spec.conditions
+        if self.metadata["unit"] == "numbers":
+            arrays = load_arrays(path)
+            x = torch.from_numpy(np.atleast_2d(arrays[samples_name(path, arrays)]).astype(np.float64))
+            return GivenRows(self.given(x), {LENGTH: [length] * len(x)} if told else {}, x)
+        if self.metadata["unit"] != "characters" or self.metadata["layout"] not in ("lines", "stream"):
+            raise UserError(f"{path} is given, and known tokens are read from lines of characters; use Flow.sample")
+        mark = MASK if ord("_") in self._codes else "_"
+        lines = read_whole_text(path).removesuffix("\n").split("\n")
+        x = torch.full((len(lines), length), torch.nan, dtype=torch.float64)
+        for row, line in zip(x, lines, strict=True):
+            if not 0 < len(line) <= length:
+                raise UserError(
+                    f"{path} has a line of {len(line)} characters, and samples have 1 to {length}; mend it"
+                )
+            row[: len(line)] = torch.tensor([torch.nan if char == mark else ord(char) for char in line])
+        check_asked(str(path), x.isnan().numpy())
+        return GivenRows(self.given(x), {LENGTH: list(map(len, lines))} if told else {}, x)
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         facts, layout = self.metadata, self.metadata["layout"]
