@@ -11,7 +11,7 @@ from advect.core.errors import UserError
 from advect.core.registry import choices, get, register, unregister
 from advect.core.types import Category
 from advect.metrics import energy_distance, wasserstein
-from advect.metrics.base import COLUMNS, LABELS, EvalContext, FeatureMetric, find_metrics, with_rows
+from advect.metrics.base import COLUMNS, LABELS, ODE, EvalContext, FeatureMetric, find_metrics, with_rows
 from advect.metrics.statistics import SAMPLES, VALUES, SampleStatistics
 
 THREE = Category(("a", "b", "c"), (0.5, 0.3, 0.2))
@@ -131,9 +131,9 @@ def test_tables_are_measured_by_columns_with_missing_values() -> None:
 
 
 OFFERS = {
-    "image": {SAMPLES, LABELS},
-    "vector": {SAMPLES, LABELS, VALUES},
-    "table": {SAMPLES, LABELS, VALUES, COLUMNS},
+    "image": {SAMPLES, LABELS, ODE},
+    "vector": {SAMPLES, LABELS, VALUES, ODE},
+    "table": {SAMPLES, LABELS, VALUES, COLUMNS, ODE},
 }
 STRAIGHT = ("frechet", "energy", "class_shares", "straightness")
 
@@ -169,7 +169,7 @@ def test_mistakes_are_told(names: list[str], message: str) -> None:
 def test_what_cannot_be_had_is_left_out_with_the_reason() -> None:
     found, left_out = find_metrics(["columns", "frechet"], STRAIGHT, {SAMPLES}, "image")
     assert list(found) == ["frechet"] and left_out == {"columns": "is for table data, and these are image data"}
-    metrics, _ = find_metrics(["frechet", "manifolds", "two_sample", "straightness"], ("manifolds",), set(), "image")
+    metrics, _ = find_metrics(["frechet", "manifolds", "two_sample", "straightness"], ("manifolds",), {ODE}, "image")
     kept, left_out = with_rows(metrics, {"--num-samples": 5, "reference rows": 100})
     assert list(kept) == ["straightness", "frechet"]
     assert left_out["manifolds"] == "needs 6 rows or more, and --num-samples is 5" and len(left_out) == 2
