@@ -12,7 +12,8 @@ import torch
 from advect.core.errors import UserError
 from advect.core.random import CounterRng
 from advect.core.types import LENGTH, without_padding
-from advect.data import Tokens, TokenTransform, autodetect
+from advect.data import Tokens, TokenTransform
+from advect.data.autodetect import autodetect
 from advect.data.modality import modality_of
 
 WORDS = ["ab", "abba", "baab", "a", "bb", "aab", "bba", "ba", "abab", "b", "aa", "bab"]
