@@ -99,10 +99,10 @@ def broken_rules(new: pd.DataFrame, train: pd.DataFrame) -> float:
     """Mean share of new rows that break a function of one column that all training rows obey; NaN without any."""
     few, shares = [c for c in train if 2 < train[c].nunique() <= 50], []
     for a, b in permutations(few, 2):
-        pairs = train[[a, b]].dropna().drop_duplicates()
+        pairs: Any = train[[a, b]].dropna().drop_duplicates()
         if pairs[a].is_unique and len(pairs) > 2:
             follows = dict(pairs.to_numpy().tolist())
-            both = new[[a, b]].dropna()
+            both: Any = new[[a, b]].dropna()
             shares.append(float((both[a].map(follows) != both[b]).mean()))
     return float(np.mean(shares)) if shares else np.nan
 
