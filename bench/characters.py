@@ -16,6 +16,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +134,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="measure the flow of --run-dir without training")
     a, more = parser.parse_known_args()
     data = Tokens(a.text, layout="stream", max_length=a.length)
-    codes = np.array(data.transform.codes)
+    transform: Any = data.transform
+    codes = np.array(transform.codes)
     whole = np.searchsorted(codes, data.rows.codes)
     cut, size = len(data.train) * a.length, len(codes)
     train, rows = whole[:cut], min(a.rows, len(data.held_out))
@@ -165,12 +167,13 @@ def main() -> None:
     bound = flow.log_prob_bound(x, draws=16, batch_size=64) / (a.length * math.log(2))
     error = float(bound.std()) / len(bound) ** 0.5
     report(f"flow: at most {-float(bound.mean()):.3f} +- {error:.3f} bits a character")
+    modality: Any = flow.modality
     for steps in a.steps:
         began = time.perf_counter()
         samples = flow.sample(a.samples, steps=steps, seed=0)
         seconds = time.perf_counter() - began
         places = np.searchsorted(codes, samples.x.long().numpy())
-        measure(f"flow, {steps} steps, {seconds:.0f} s", places, held, flow.modality.texts(samples.x), known)
+        measure(f"flow, {steps} steps, {seconds:.0f} s", places, held, modality.texts(samples.x), known)
     facts = {"ngrams": found, "flow": {"bits": -float(bound.mean()), "error": error}}
     (a.run_dir / "characters.json").write_text(json.dumps(facts, indent=2) + "\n")
 
