@@ -62,7 +62,7 @@ def chord() -> Iterator[type[Modality]]:
 
 
 def test_its_choices_follow_from_the_class(chord: type[Modality]) -> None:
-    assert registry.choices("modality") == ("cells", "image", "sequence", "table", "vector", "chord")
+    assert registry.choices("modality") == ("cells", "image", "sequence", "table", "tokens", "vector", "chord")
     assert usual_preset("chord") == "moons" and networks_for("chord") == networks_for("vector")
     unset: dict = {"hidden": None, "steps": None, "arguments": {"learning_rate": None}}
     found = resolve({}, modality="chord", rows=100, labelled=False, data_options=(), **unset)

@@ -78,11 +78,10 @@ def log_prob_bound(
     x, given = self._checked(x, self.data_shape), self._given(len(x), cond)
     real, found = real_steps(given, x), []
     x = x if real is None else torch.where(real, x.double(), torch.nan)
-    key = stream_seed(seed, Stream.LOG_PROB)
     for first in range(0, len(x), batch_size):
         rows = slice(first, min(first + batch_size, len(x)))
         x1 = self.transform.forward(x[rows]).to(self.device)
-        rng = CounterRng(key, 0, len(x1), start=first, total=len(x))
+        rng = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x1), start=first, total=len(x))
         logits = self.logits(self._on_device({name: value[rows] for name, value in given.items()}))
         found.append(bound_of(logits, path, x1, draws=draws, generator=rng).cpu())
     return torch.cat(found)

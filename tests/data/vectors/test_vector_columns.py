@@ -64,9 +64,10 @@ def test_a_file_with_vectors_is_recognised_before_it_is_a_table(tmp_path):
         ("array-file", "vector"),
         ("table", "table"),
         ("sequences", "sequence"),
+        ("tokens", "tokens"),
     ]
     pq.write_table(pa.table({"words": [["a"], ["b"]]}), tmp_path / "b.parquet")
-    assert [registry.name_of(cls) for cls, _ in autodetect(tmp_path / "b.parquet")] == ["table", "sequences"]
+    assert [registry.name_of(cls) for cls, _ in autodetect(tmp_path / "b.parquet")] == ["table", "sequences", "tokens"]
 
 
 def ragged() -> list:
