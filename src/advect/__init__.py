@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from advect import weights as weights
     from advect.core.errors import UserError as UserError
     from advect.model.flow import Flow as Flow
+    from advect.model.hub import from_pretrained as from_pretrained
     from advect.model.load import load as load
     from advect.sklearn import FlowImputer as FlowImputer
     from advect.sklearn import FlowModel as FlowModel

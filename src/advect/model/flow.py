@@ -121,10 +121,13 @@ class Flow(VelocityField):
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 
     if TYPE_CHECKING:
+        from advect.model.hub import push_to_hub as push_to_hub
+        from advect.model.hub import save_pretrained as save_pretrained
         from advect.model.measures import log_prob_bound as log_prob_bound
         from advect.model.measures import straightness as straightness
         from advect.model.posterior import sample_posterior as sample_posterior
     else:
+        push_to_hub, save_pretrained = LazyMethod("advect.model.hub"), LazyMethod("advect.model.hub")
         sample_posterior = LazyMethod("advect.model.posterior")
         log_prob_bound, straightness = LazyMethod("advect.model.measures"), LazyMethod("advect.model.measures")
 

@@ -223,6 +223,7 @@ def _load(source: Path, ema: bool | float, device: str | torch.device) -> Flow:
     net.load_state_dict(load_weights(file))
     flow = guarded(lambda: build_flow(metadata, net.to(place).eval(), place), file)
     guarded(lambda: _try_transform(flow), file)
+    flow.origin = file
     return flow
 
 

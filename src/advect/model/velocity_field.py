@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -42,6 +43,9 @@ class VelocityField:
     and ``relative`` to which samples were learned, see ``PrefixMask``; ``learns_steps``: the steps that the
     network knows, for ``flow-map``. ``facts``: ``Dataset.metadata``.
     """
+
+    origin: pathlib.Path | None = None
+    """Weight file that it was loaded from."""
 
     def __init__(
         self,

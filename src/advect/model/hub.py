@@ -1,0 +1,171 @@
+"""Sharing flows: folders of weights with a model card, on disk or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from advect.checkpoint.tensor_files import load_weights, save_tensors
+from advect.core.errors import UserError, optional_import
+from advect.core.files import atomic_write, atomic_write_text, claim_folder
+from advect.data.figure import save_png
+from advect.model.card import card_text
+from advect.model.load import METADATA, load, read_model_metadata
+from advect.training.state import DATA, MODEL
+
+if TYPE_CHECKING:
+    from advect.model.flow import Flow
+
+logger = logging.getLogger(__name__)
+
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def save_pretrained(flow: Flow, folder: str | Path, *, name: str = "", license: str | None = None) -> list[Path]:
+    """Write a flow to a folder that :func:`from_pretrained` reads, and that can be shared: return its files.
+
+    ``model.safetensors``, tensors of the data's transform if it has any, sixteen samples as a picture, and a model
+    card, ``README.md``, with the data, the training, what was measured of these weights, and ``license``. Paths of
+    this machine are left out of the configuration. Raises UserError for a flow that was not loaded from a file, and a
+    folder that cannot be written.
+    """
+    source = flow.origin
+    if source is None:
+        raise UserError("this flow was not loaded from a file, so that there is nothing to share; use advect.load")
+    folder = Path(folder)
+    metadata = read_model_metadata(source)
+    shared = replace(metadata, config=_without_places(metadata.config))
+    with claim_folder(folder, "the folder", ".push.lock"):
+        header = {METADATA: shared.to_text()}
+        files = [folder / MODEL]
+        atomic_write(files[0], lambda partial: save_tensors(partial, load_weights(source), header))
+        if metadata.tensors:
+            files.append(folder / DATA)
+            atomic_write(files[-1], lambda partial: save_tensors(partial, metadata.tensors))
+        samples = flow.sample(16, seed=0)
+        files += [folder / "samples.png", folder / "README.md"]
+        save_png(flow.modality.plot(samples.x, samples.encoded), files[-2])
+        atomic_write_text(files[-1], card_text(flow, shared, source, name=name, license=license))
+    return files
+
+
+def push_to_hub(
+    flow: Flow, repo: str, *, private: bool | None = None, license: str | None = None, token: str | None = None
+) -> str:
+    """Upload a flow to a repository ``OWNER/NAME`` of the Hugging Face hub, made if it is new: return its address.
+
+    The files of :func:`save_pretrained` in one commit. ``token`` is by default that of ``hf auth login`` or HF_TOKEN.
+    Raises UserError for a name of another form, missing rights, and a hub that does not answer.
+    """
+    hub = optional_import("huggingface_hub", "hub")
+    _check_repo(repo)
+    with tempfile.TemporaryDirectory() as place:
+        save_pretrained(flow, place, name=repo, license=license)
+        with _explained(repo):
+            api = hub.HfApi(token=token, library_name="advect")
+            api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo, folder_path=place, commit_message="Upload a flow by advect", ignore_patterns=[".*"]
+            )
+            return str(api.endpoint) + "/" + repo
+
+
+def from_pretrained(
+    repo_or_folder: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    device: str | torch.device = "auto",
+) -> Flow:
+    """Load a flow that was shared: a folder of :func:`save_pretrained`, or a repository ``OWNER/NAME`` of the hub.
+
+    Only safetensors are read, so that no code of a stranger runs. ``revision`` is a branch, tag or commit. What has
+    been downloaded serves again without a network. Raises UserError if there is no such folder or repository, it holds
+    no flow, or the hub does not answer.
+    """
+    folder = Path(repo_or_folder)
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"revision is {revision!r}, but {folder} is a folder on disk, which has none; leave it out"
+            )
+        if (folder / MODEL).is_file():
+            return load(folder / MODEL, device=device)
+        return load(folder, device=device)
+    repo = str(repo_or_folder)
+    if not _REPO.fullmatch(repo):
+        raise UserError(f"{repo} is no folder, and no repository of the hub, which is OWNER/NAME; give one of them")
+    hub = optional_import("huggingface_hub", "hub")
+    with _explained(repo):
+        file = Path(hub.hf_hub_download(repo, MODEL, revision=revision, token=token, library_name="advect"))
+        with suppress(hub.errors.EntryNotFoundError):  # if its data need tensors, the loading says so
+            hub.hf_hub_download(repo, DATA, revision=revision, token=token, library_name="advect")
+    return load(file, device=device)
+
+
+def is_folder(repo: str) -> bool:
+    """Whether a place to push to is a folder on disk: it exists, or is written as a path."""
+    return repo.startswith((".", "/", "~")) or Path(repo).is_dir() or not _REPO.fullmatch(repo)
+
+
+def _check_repo(repo: str) -> None:
+    if not _REPO.fullmatch(repo):
+        raise UserError(f"{repo!r} is no repository of the hub; give OWNER/NAME, such as ada/digits")
+
+
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """Context in which what the hub's library raises is one sentence."""
+    hub = optional_import("huggingface_hub", "hub")
+    errors: Any = hub.errors
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.GatedRepoError as error:
+        raise UserError(f"{repo} is gated: accept its terms on the hub, and log in with hf auth login") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repo} has no such revision; leave it out for the newest") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"the hub has no repository {repo}, or it is private; check the name, and log in with hf auth login"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise UserError(f"the hub does not answer, and {repo} was not downloaded before; try again online") from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"{repo} has no {MODEL}, so that it holds no flow of advect; take another one") from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError("the hub knows nobody here; log in with hf auth login, or set HF_TOKEN") from error
+    except errors.HfHubHTTPError as error:
+        code = getattr(error.response, "status_code", None)
+        fix = "log in with hf auth login as who may write there" if code in (401, 403) else "try again later"
+        raise UserError(f"the hub refused {repo} (HTTP {code}); {fix}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
+            raise
+        raise UserError(
+            f"the hub does not answer ({type(error).__name__}); check the network, and try again"
+        ) from error
+
+
+def _without_places(config: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A configuration with the last part of each path of this machine, which is nobody's business."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: cut(v) for name, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [cut(v) for v in value]
+        if isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("~", "./", "../"))):
+            return Path(value).name
+        return value
+
+    return {name: cut(section) for name, section in config.items()}
