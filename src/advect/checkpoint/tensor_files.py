@@ -35,8 +35,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         place = whole.untyped_storage().data_ptr()
         written[name] = whole.clone() if whole.numel() and place in seen else whole
         seen.add(place)
+    path.touch()
+    mode = path.stat().st_mode  # as the process makes files; the library replaces it by one for its owner alone
     try:
         save_file(written, path, metadata=None if header is None else dict(header))
+        path.chmod(mode)
     except SafetensorError as error:
         number = error_number(error)
         if number is None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from advect.checkpoint.manifest import find_weights, named_checkpoint
 from advect.config.flags import parse_words
-from advect.config.places import split_places
+from advect.config.places import split_words
 from advect.config.section import Section
 from advect.core.bounds import Share
 from advect.core.errors import UserError
@@ -27,6 +27,8 @@ class PushArguments(Section):
     """Licence of the weights for the card, such as apache-2.0 or cc-by-4.0."""
     private: bool = False
     """Make a new repository private."""
+    overwrite: bool = False
+    """Write over what a folder holds."""
     checkpoint: str | None = None
     """Checkpoint of the run: epoch-50, step-1000, best or latest, the default."""
     use_ema: bool = True
@@ -35,7 +37,7 @@ class PushArguments(Section):
     """Share the average of this decay, one of the run's."""
 
     groups: ClassVar = {
-        "repository": ("license", "private"),
+        "repository": ("license", "private", "overwrite"),
         "weights": ("checkpoint", "use_ema", "ema_decay"),
     }
 
@@ -47,26 +49,23 @@ class PushArguments(Section):
 
 def run(words: list[str]) -> None:
     """Run ``advect push`` with the words after it. Raises UserError."""
-    places, flags = split_places(words, "advect push", PushArguments, ("run", "repo"), "runs/digits ada/digits")
+    (run, repo), flags = split_words(words, "advect push", PushArguments, ("run", "repo"), "runs/digits ada/digits")
     about = (
         "Share a flow: its weights as safetensors, a picture of samples and a model card, in a repository OWNER/NAME"
         " of the Hugging Face hub (log in with hf auth login first) or, for a path such as ./shared, in a folder.\n\n"
         'advect.from_pretrained("OWNER/NAME") loads it.'
     )
     a = parse_words(PushArguments, flags, prog="advect push RUN REPO", description=about)
-    place, repo = places[0], str(words_of(places[1], words))
-    flow = load(
-        find_weights(named_checkpoint(place, a.checkpoint)), ema=a.use_ema if a.ema_decay is None else a.ema_decay
-    )
+    weights = find_weights(named_checkpoint(Path(run), a.checkpoint))
+    flow = load(weights, ema=a.use_ema if a.ema_decay is None else a.ema_decay)
     if is_folder(repo):
         if a.private:
             raise UserError(f"--private is for the hub, and {repo} is a folder; leave it out")
-        files = save_pretrained(flow, Path(repo).expanduser(), license=a.license)
+        files = save_pretrained(flow, Path(repo).expanduser(), license=a.license, overwrite=a.overwrite)
         logger.info(f"shared: {', '.join(map(str, files))}")
         return
+    if a.overwrite:
+        raise UserError(
+            f"--overwrite is for a folder, and {repo} is a repository, which keeps its history; leave it out"
+        )
     logger.info(f"shared: {push_to_hub(flow, repo, private=a.private or None, license=a.license)}")
-
-
-def words_of(place: Path, words: list[str]) -> str:
-    """The word as it was typed: a path forgets a leading ./ ."""
-    return next((word for word in words if not word.startswith("-") and Path(word) == place), str(place))

@@ -49,6 +49,14 @@ def split_places(
     words: list[str], command: str, kind: type, whats: Sequence[str], example: str
 ) -> tuple[list[Path], list[str]]:
     """Split the positional words ``whats``, anywhere among the flags of ``kind``, from these; --help needs none."""
+    found, rest = split_words(words, command, kind, whats, example)
+    return [Path(word) for word in found], rest
+
+
+def split_words(
+    words: list[str], command: str, kind: type, whats: Sequence[str], example: str
+) -> tuple[list[str], list[str]]:
+    """As :func:`split_places`, of words that are no paths or not only paths: as they were typed."""
     rest, found = list(enumerate(words)), []
     for _ in whats:
         i = _find_place([word for _, word in rest], kind, required=True)
@@ -56,9 +64,9 @@ def split_places(
             break
         found.append(rest.pop(i))
     if len(found) == len(whats):
-        return [Path(word) for _, word in sorted(found)], [word for _, word in rest]
+        return [word for _, word in sorted(found)], [word for _, word in rest]
     if asks_help(words):
-        return [Path() for _ in whats], [word for _, word in rest]
+        return ["" for _ in whats], [word for _, word in rest]
     raise UserError(f"{command} needs a {' and a '.join(whats)}, such as: {command} {example}")
 
 

@@ -16,20 +16,24 @@ from advect.model.sampling import weights_identity
 if TYPE_CHECKING:
     from advect.model.flow import Flow
 
+_HUB = "'advect[hub]'"
+
 SHOWN = 20
 """Most values of a condition that are listed."""
 
 
-def card_text(flow: Flow, metadata: ModelMetadata, source: Path, *, name: str = "", license: str | None = None) -> str:
-    """README.md of a flow loaded from ``source``, with the head that the Hugging Face hub reads."""
+def card_text(flow: Flow, metadata: ModelMetadata, source: Path, *, name: str, hub: bool, license: str | None) -> str:
+    """README.md of a flow loaded from ``source``, with the head that the Hugging Face hub reads.
+
+    ``name`` is the repository of the ``hub`` or a folder.
+    """
     tags = ["advect", "flow-matching", flow.spec.modality]
     head = ["---", "library_name: advect", *([f"license: {license}"] if license else []), "tags:"]
     head += [*(f"- {tag}" for tag in tags), "---", ""]
     what = f"{flow.modality.describe(flow.data_shape)}"
-    body = [f"# {name or metadata.preset}", "", f"A flow that draws {what}, by advect {advect.__version__}.", ""]
-    body += ["![Samples](samples.png)", "", "## Use", "", "    pip install 'advect[hub]'", ""]
-    place = name or "this folder"
-    body += ["```python", "import advect", "", f'flow = advect.from_pretrained("{place}")']
+    body = [f"# {name}", "", f"A flow that draws {what}, by advect {advect.__version__}.", ""]
+    body += ["![Samples](samples.png)", "", "## Use", "", f"    pip install {_HUB if hub else 'advect'}", ""]
+    body += ["```python", "import advect", "", f'flow = advect.from_pretrained("{name}")']
     body += ["samples = flow.sample(16, seed=0)  # .x in the data's units", "```", ""]
     body += ["## Data", "", f"{what[:1].upper()}{what[1:]}.", *_conditions(flow), ""]
     body += ["## Measured", "", *_measured(source), "", "## Training", "", *_training(metadata, flow), ""]

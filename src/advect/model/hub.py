@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import importlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,36 +24,40 @@ from advect.training.state import DATA, MODEL
 if TYPE_CHECKING:
     from advect.model.flow import Flow
 
-logger = logging.getLogger(__name__)
+_REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_LICENCE = re.compile(r"[\w.+-]{1,60}", re.ASCII)
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
-
-def save_pretrained(flow: Flow, folder: str | Path, *, name: str = "", license: str | None = None) -> list[Path]:
+def save_pretrained(
+    flow: Flow, folder: str | Path, *, name: str = "", license: str | None = None, overwrite: bool = False
+) -> list[Path]:
     """Write a flow to a folder that :func:`from_pretrained` reads, and that can be shared: return its files.
 
-    ``model.safetensors``, tensors of the data's transform if it has any, sixteen samples as a picture, and a model
-    card, ``README.md``, with the data, the training, what was measured of these weights, and ``license``. Paths of
-    this machine are left out of the configuration. Raises UserError for a flow that was not loaded from a file, and a
-    folder that cannot be written.
+    A model card, ``README.md``, with the data, the training, what was measured of these weights, and ``license``;
+    a picture of samples; ``model.safetensors``, and ``data.safetensors`` with the tensors of the data's
+    transform if it has any. Paths of this machine are left out of the configuration. ``name`` is the card's, by
+    default the folder's. Raises UserError for a flow that was not loaded from a file, a folder with other files
+    unless ``overwrite``, and one that cannot be written.
     """
-    source = flow.origin
+    source, folder = flow.origin, Path(folder)
     if source is None:
         raise UserError("this flow was not loaded from a file, so that there is nothing to share; use advect.load")
-    folder = Path(folder)
-    metadata = read_model_metadata(source)
+    if license is not None and not _LICENCE.fullmatch(license):
+        raise UserError(f"license is {license!r}; give an identifier, such as apache-2.0 or cc-by-4.0")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)")
+    metadata, tensors = read_model_metadata(source), load_weights(source)
     shared = replace(metadata, config=_without_places(metadata.config))
+    card = card_text(flow, shared, source, name=name or folder.absolute().name, hub=bool(name), license=license)
+    samples = flow.sample(flow.modality.shown, seed=0)
+    picture = flow.modality.plot(samples.x, samples.encoded)
+    files = [folder / "README.md", folder / "samples.png", *[folder / DATA] * bool(metadata.tensors), folder / MODEL]
     with claim_folder(folder, "the folder", ".push.lock"):
-        header = {METADATA: shared.to_text()}
-        files = [folder / MODEL]
-        atomic_write(files[0], lambda partial: save_tensors(partial, load_weights(source), header))
+        atomic_write_text(files[0], card)
+        save_png(picture, files[1])
         if metadata.tensors:
-            files.append(folder / DATA)
-            atomic_write(files[-1], lambda partial: save_tensors(partial, metadata.tensors))
-        samples = flow.sample(16, seed=0)
-        files += [folder / "samples.png", folder / "README.md"]
-        save_png(flow.modality.plot(samples.x, samples.encoded), files[-2])
-        atomic_write_text(files[-1], card_text(flow, shared, source, name=name, license=license))
+            atomic_write(folder / DATA, lambda partial: save_tensors(partial, metadata.tensors))
+        atomic_write(files[-1], lambda partial: save_tensors(partial, tensors, {METADATA: shared.to_text()}))
     return files
 
 
@@ -103,11 +107,11 @@ def from_pretrained(
     repo = str(repo_or_folder)
     if not _REPO.fullmatch(repo):
         raise UserError(f"{repo} is no folder, and no repository of the hub, which is OWNER/NAME; give one of them")
-    hub = optional_import("huggingface_hub", "hub")
+    hub, options = optional_import("huggingface_hub", "hub"), {"revision": revision, "token": token}
     with _explained(repo):
-        file = Path(hub.hf_hub_download(repo, MODEL, revision=revision, token=token, library_name="advect"))
-        with suppress(hub.errors.EntryNotFoundError):  # if its data need tensors, the loading says so
-            hub.hf_hub_download(repo, DATA, revision=revision, token=token, library_name="advect")
+        file = Path(hub.hf_hub_download(repo, MODEL, library_name="advect", **options))
+        with suppress(_errors().EntryNotFoundError):  # if its data need tensors, the loading says so
+            hub.hf_hub_download(repo, DATA, library_name="advect", **options)
     return load(file, device=device)
 
 
@@ -121,11 +125,15 @@ def _check_repo(repo: str) -> None:
         raise UserError(f"{repo!r} is no repository of the hub; give OWNER/NAME, such as ada/digits")
 
 
+def _errors() -> Any:
+    optional_import("huggingface_hub", "hub")
+    return importlib.import_module("huggingface_hub.errors")
+
+
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
     """Context in which what the hub's library raises is one sentence."""
-    hub = optional_import("huggingface_hub", "hub")
-    errors: Any = hub.errors
+    errors = _errors()
     try:
         yield
     except UserError:
@@ -148,8 +156,10 @@ def _explained(repo: str) -> Iterator[None]:
         code = getattr(error.response, "status_code", None)
         fix = "log in with hf auth login as who may write there" if code in (401, 403) else "try again later"
         raise UserError(f"the hub refused {repo} (HTTP {code}); {fix}") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{repo!r} is no name of a repository; give OWNER/NAME, such as ada/digits") from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise
         raise UserError(
             f"the hub does not answer ({type(error).__name__}); check the network, and try again"
