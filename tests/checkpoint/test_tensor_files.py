@@ -70,3 +70,9 @@ def test_the_same_content_makes_the_same_bytes(tmp_path: Path) -> None:
     assert len({(tmp_path / str(i)).read_bytes() for i in range(4)}) == 1
     with safe_open(tmp_path / "0", "pt") as file:
         assert file.metadata() == header and list(file.get_tensor("b")) == [0, 1, 2, 3, 4, 5]
+
+
+def test_who_may_read_a_file_is_as_for_all_files_of_the_process(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("")
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "text").stat().st_mode

@@ -37,6 +37,7 @@ WRITERS = {
     "ema": "ema run --length 0.1",
     "data pack": "data pack images --image-size 8 --output out",
     "distill": "distill run --max-steps 4 --sample-every 0 --threads 1 --output-dir out",
+    "push": "push run ./out --license mit",
     "reflow": "reflow run --num-pairs 20 --iterations 1 --max-steps 4 --no-measure --threads 1 --output-dir out",
 }
 """One call of each command that writes; a test holds the list against the commands' own."""

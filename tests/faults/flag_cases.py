@@ -38,6 +38,7 @@ CALLS = {
     "forecast": ("forecast series series.csv",),
     "impute": ("impute masked given.csv",),
     "presets": ("presets",),
+    "push": ("push run ./out",),
 }
 """How commands are called on the files of ``file_cases.build``; others as ``COMMAND run``."""
 

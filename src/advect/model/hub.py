@@ -24,6 +24,8 @@ from advect.training.state import DATA, MODEL
 if TYPE_CHECKING:
     from advect.model.flow import Flow
 
+CARD = "README.md"
+_LOCK = ".push.lock"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _LICENCE = re.compile(r"[\w.+-]{1,60}", re.ASCII)
 
@@ -33,8 +35,8 @@ def save_pretrained(
 ) -> list[Path]:
     """Write a flow to a folder that :func:`from_pretrained` reads, and that can be shared: return its files.
 
-    A model card, ``README.md``, with the data, the training, what was measured of these weights, and ``license``;
-    a picture of samples; ``model.safetensors``, and ``data.safetensors`` with the tensors of the data's
+    A model card, ``README.md``, with the data, the training, what was measured of these weights, and ``license``; a
+    picture of samples; ``model.safetensors``, and ``state/data.safetensors`` with the tensors of the data's
     transform if it has any. Paths of this machine are left out of the configuration. ``name`` is the card's, by
     default the folder's. Raises UserError for a flow that was not loaded from a file, a folder with other files
     unless ``overwrite``, and one that cannot be written.
@@ -44,21 +46,44 @@ def save_pretrained(
         raise UserError("this flow was not loaded from a file, so that there is nothing to share; use advect.load")
     if license is not None and not _LICENCE.fullmatch(license):
         raise UserError(f"license is {license!r}; give an identifier, such as apache-2.0 or cc-by-4.0")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)")
+    unfinished = (folder / _LOCK).exists()
+    if not (overwrite or unfinished):
+        _check_empty(folder)
     metadata, tensors = read_model_metadata(source), load_weights(source)
     shared = replace(metadata, config=_without_places(metadata.config))
     card = card_text(flow, shared, source, name=name or folder.absolute().name, hub=bool(name), license=license)
     samples = flow.sample(flow.modality.shown, seed=0)
     picture = flow.modality.plot(samples.x, samples.encoded)
-    files = [folder / "README.md", folder / "samples.png", *[folder / DATA] * bool(metadata.tensors), folder / MODEL]
-    with claim_folder(folder, "the folder", ".push.lock"):
-        atomic_write_text(files[0], card)
-        save_png(picture, files[1])
-        if metadata.tensors:
-            atomic_write(folder / DATA, lambda partial: save_tensors(partial, metadata.tensors))
-        atomic_write(files[-1], lambda partial: save_tensors(partial, tensors, {METADATA: shared.to_text()}))
+    files = [folder / "samples.png", *[folder / DATA] * bool(metadata.tensors), folder / MODEL, folder / CARD]
+    with claim_folder(folder, "the folder", _LOCK):
+        if not overwrite and (not unfinished or (folder / CARD).exists()):
+            _check_empty(folder)
+        try:
+            save_png(picture, files[0])
+            if metadata.tensors:
+                (folder / DATA).parent.mkdir(exist_ok=True)
+                atomic_write(folder / DATA, lambda partial: save_tensors(partial, metadata.tensors))
+            atomic_write(folder / MODEL, lambda partial: save_tensors(partial, tensors, {METADATA: shared.to_text()}))
+            atomic_write_text(
+                folder / CARD, card
+            )  # the last: a folder without it and with a lock is an unfinished one
+        except BaseException:
+            if not overwrite:
+                _remove(folder, files)
+            raise
     return files
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.is_dir() and any(entry.name != _LOCK for entry in folder.iterdir()):
+        raise UserError(f"the folder {folder} is not empty; give another one, or --overwrite (overwrite=True)")
+
+
+def _remove(folder: Path, files: list[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / DATA).parent.rmdir()
 
 
 def push_to_hub(
