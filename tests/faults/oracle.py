@@ -193,7 +193,8 @@ def _untouched(case: Case, before: dict[str, bytes], after: dict[str, bytes]) ->
         "train",
     )
     gone = [name for name, x in before.items() if after.get(name) != x]
-    gone = [name for name in gone if not name.endswith(".lock") and not (resumes and "checkpoints/" not in name)]
+    grows = lambda name: "checkpoints/" not in name or name.endswith("/latest")  # a run that goes on, and saves
+    gone = [name for name in gone if not name.endswith(".lock") and not (resumes and grows(name))]
     if gone:
         return f"exit 2, and {sorted(gone)[0]} is {'changed' if sorted(gone)[0] in after else 'gone'}"
     marks = [name for name in after.keys() - before.keys() if name in {f"out/{mark}" for mark in MARKS}]
