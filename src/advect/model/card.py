@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from advect.config.resume import versions
 from advect.core.errors import UserError, printable
 from advect.core.types import Category, Condition, Length
 from advect.evaluation.results import read_result, table
@@ -31,7 +31,12 @@ def card_text(flow: Flow, metadata: ModelMetadata, source: Path, *, name: str, h
     head = ["---", "library_name: advect", *([f"license: {license}"] if license else []), "tags:"]
     head += [*(f"- {tag}" for tag in tags), "---", ""]
     what = f"{flow.modality.describe(flow.data_shape)}"
-    body = [f"# {name}", "", f"A flow that draws {what}, by advect {version('advect')}.", ""]
+    body = [
+        f"# {name}",
+        "",
+        f"A flow that draws {what}, by advect {versions().get('advect', 'of a source folder')}.",
+        "",
+    ]
     body += ["![Samples](samples.png)", "", "## Use", "", f"    pip install {_HUB if hub else 'advect'}", ""]
     body += ["```python", "import advect", "", f'flow = advect.from_pretrained("{name}")']
     body += ["samples = flow.sample(16, seed=0)  # .x in the data's units", "```", ""]
