@@ -78,6 +78,15 @@ def test_the_fastest_number_is_taken_and_fewer_for_the_same(
     assert torch.get_num_threads() == 1
 
 
+def test_slow_work_is_done_three_times_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock({8: 20.0, 4: 10.0, 2: 5.0, 1: 2.5})
+    monkeypatch.setattr(threads.time, "perf_counter", clock.perf_counter)
+    with kept_threads():
+        torch.set_num_threads(8)
+        assert measure_threads(clock.work, 1000).threads == 4
+    assert clock.tried == {8, 4} and clock.now == 20.0 + 20.0 + 10.0
+
+
 def test_short_work_and_one_thread_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock({8: 0.01, 1: 0.01})
     monkeypatch.setattr(threads.time, "perf_counter", clock.perf_counter)

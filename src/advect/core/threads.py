@@ -17,6 +17,9 @@ SHORT = 5.0
 TRIAL, ROUNDS = 0.25, 2
 """Least seconds of a trial, and trials of each number of threads, in turn."""
 
+SLOW, MOST = 1.0, 10.0
+"""Seconds of work that is not repeated, and of trials after which no further number of threads is tried."""
+
 AS_FAST = 0.95
 """Fewer threads are taken at this share of the highest rate."""
 
@@ -123,9 +126,9 @@ def kept_threads() -> Iterator[None]:
 
 
 def measure_threads(work: Callable[[], object], times: float, seconds: float = math.inf) -> ThreadChoice:
-    """The fastest number of threads for ``times`` repetitions of ``work``, in at most ``seconds``; sets it.
+    """The fastest number of threads for ``times`` repetitions of ``work``, which has ``seconds`` in all; sets it.
 
-    Tries PyTorch's present number and halves of it.
+    Tries PyTorch's present number and halves of it: two of them, and more for some ten seconds.
 
     Other programs, hyper-threads and small tensors can make fewer threads many times faster: a parallel region waits
     for its last thread. Work of less than :data:`SHORT` seconds is not worth a measurement.
@@ -135,16 +138,21 @@ def measure_threads(work: Callable[[], object], times: float, seconds: float = m
     most = torch.get_num_threads()
     if most == 1:
         return ThreadChoice(1, "there is no other")
-    work()
     once = timed(work, 0.0)
+    if once < SLOW:
+        once = timed(work, 0.0)  # the first makes ready
     if min(once * times, seconds) < SHORT:
         return ThreadChoice(most, "not measured, as the work is short")
     trials: dict[int, list[float]] = {}
+    began = time.perf_counter()
     try:
         for _ in range(ROUNDS if once < TRIAL else 1):
             for n in [most >> k for k in range(most.bit_length())]:
+                if len(trials) > 1 and time.perf_counter() - began > MOST:
+                    break
                 torch.set_num_threads(n)
-                work()  # the pool of threads changes
+                if once < SLOW:
+                    work()  # the pool of threads changes
                 trials.setdefault(n, []).append(timed(work, TRIAL))
                 best = min(trials, key=lambda n: sum(trials[n]) / len(trials[n]))
                 if n < best and trials[n][-1] > 1.5 * trials[best][-1]:  # still fewer are still slower
