@@ -65,7 +65,7 @@ def resolve_conditions(
             where = did_you_mean(str(name), spec.conditions) if spec.conditions else "; this flow has none"
             raise UserError(f"condition {name!r} is not known{where}")
     rows = range(n) if rows is None else rows
-    values = {}
+    values, turns = {}, _Turns(rows)
     for i, (name, condition) in enumerate(spec.conditions.items()):
         if name not in given:
             rng = CounterRng(stream_seed(seed, Stream.CONDITIONS), i, len(rows), start=rows.start, total=n)
@@ -74,10 +74,27 @@ def resolve_conditions(
         elif isinstance(given[name], Encoded):
             values[name] = _of_data(name, given[name].values, condition, n, rows)
         elif isinstance(condition, Quantity):
-            values[name] = _vectors(name, given[name], condition, n, rows)
+            values[name] = _vectors(name, given[name], condition, n, rows, turns)
         else:
-            values[name] = _codes(name, given[name], condition, n, rows)
+            values[name] = _codes(name, given[name], condition, n, rows, turns)
     return values
+
+
+class _Turns:
+    """Each value in turn of several conditions, so that samples have each combination of their values equally often.
+
+    With c values after conditions whose combinations recur every P rows, row i has the value (i + i // lcm(P, c)) mod
+    c: values of one condition follow each other, and the shift after each common multiple brings the other pairs.
+    """
+
+    def __init__(self, rows: range) -> None:
+        self.rows, self.period = rows, 1
+
+    def take(self, count: int) -> Tensor:
+        """Places (n,) in 0 .. count - 1 of the next condition."""
+        common = math.lcm(self.period, count)
+        self.period *= count
+        return torch.tensor([(i + i // common) % count for i in self.rows], dtype=torch.int64)
 
 
 def _sampled(condition: Condition, u: Tensor) -> Tensor:
@@ -98,7 +115,9 @@ def _of_data(name: str, values: Tensor, condition: Condition, n: int, rows: rang
     return some.float() if isinstance(condition, Quantity) else some.long()
 
 
-def _codes(name: str, value: ConditionValue, condition: Category | Length, n: int, rows: range) -> Tensor:
+def _codes(
+    name: str, value: ConditionValue, condition: Category | Length, n: int, rows: range, turns: _Turns
+) -> Tensor:
     listed = _listed(value)
     if listed is not None:
         if len(listed) != n:
@@ -114,7 +133,7 @@ def _codes(name: str, value: ConditionValue, condition: Category | Length, n: in
     value = _scalar(value)
     if value is CYCLE or (value == "cycle" and not _is_label(condition, value)):
         low, count = (1, len(condition.frequencies)) if isinstance(condition, Length) else (0, len(condition.names))
-        return low + torch.arange(rows.start, rows.stop) % count
+        return low + turns.take(count)
     return torch.full((len(rows),), _code(name, value, condition))
 
 
@@ -210,15 +229,16 @@ def as_number(value: Any) -> int | float | None:
     return None
 
 
-def _vectors(name: str, value: ConditionValue, quantity: Quantity, n: int, rows: range) -> Tensor:
+def _vectors(
+    name: str, value: ConditionValue, quantity: Quantity, n: int, rows: range, turns: _Turns
+) -> Tensor:
     d, listed = len(quantity.mean), _listed(value)
     if listed is None:
         value = _scalar(value)
         if value is None or value == "none":
             return torch.full((len(rows), d), math.nan)
         if value == "cycle":
-            places = torch.arange(rows.start, rows.stop) % len(quantity.examples)
-            return _standardised(quantity, quantity.examples)[places]
+            return _standardised(quantity, quantity.examples)[turns.take(len(quantity.examples))]
     elif not (len(listed) == d and all(_listed(one) is None for one in listed)):
         return _standardised(quantity, _rows(name, listed, quantity, n)[rows.start : rows.stop])
     row = _row(name, value if listed is None else listed, quantity)

@@ -252,7 +252,7 @@ def _certain(columns: Iterator[tuple[Any, Read]], drop: Sequence[str]) -> Iterat
         if read.doubt:
             raise UserError(read.doubt)
         if not rows:
-            break
+            raise UserError(f"the table has the column {series.name!r} and no row; give at least one row")
         kept += 1
         yield series, read.form
     if not kept:

@@ -120,6 +120,8 @@ def _read_objects(
     if not categorical:
         words = [None if a else v for v, a in zip(series, series.isna(), strict=True)]
         read = infer_text(series.name, text_of(words), date_order=date_order, only_dates=True, missing=())
+        if read.doubt:
+            raise UserError(read.doubt)
         if read.kind == "time":
             return _read_times(as_series(read, series.name), str(series.dtype), read.form)
         if len(present) > 2 and present.nunique() == len(present):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from advect.core.errors import UserError, optional_import, quoted_flag
+from advect.data.tables.date_forms import mixed_formats
 from advect.data.tables.words import (
     all_of,
     among,
@@ -93,6 +94,8 @@ def infer_text(
         raise _no_numbers(name, own, decimal)
     if found is None:
         gone = empty if missing is None else pc.or_(empty, marks)
+        if filled and (doubt := _mixed(name, own)):
+            return as_text(words, gone, "dates in several formats", doubt)
         if only_dates or not filled:
             return as_text(words, gone, "words" if filled else "no values")
         doubt = _doubt(name, own, sorted(pc.unique(words.filter(marks)).to_pylist()), decimal, date_order)
@@ -168,6 +171,19 @@ def _doubt(name: str, words: Any, marks: list[str], decimal: str, date_order: st
             f" {quoted_flag('categorical', name)} keeps all as words"
         )
     return ""
+
+
+def _mixed(name: str, words: Any) -> str:
+    """What to say of words that are all dates, but not of one format; "" else."""
+    if not every(words, f"{_ISO.pattern}|{_DAY_ALIKE}"):
+        return ""
+    found = mixed_formats(distinct_of(words)[0])
+    if found is None:
+        return ""
+    return (
+        f"column {name!r} has dates in several formats, such as {found[0]!r} and {found[1]!r}; write all in one, or"
+        f" keep them as words with categorical=({name!r},), {quoted_flag('categorical', name)}"
+    )
 
 
 def _no_numbers(name: str, words: Any, decimal: str) -> UserError:
