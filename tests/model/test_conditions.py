@@ -327,3 +327,18 @@ def test_durations_are_refused_as_conditions() -> None:
     frame = pd.DataFrame({"x": np.arange(9.0), "wait": pd.to_timedelta(np.arange(9), unit="min")})
     with pytest.raises(UserError, match=r"'wait' holds timedelta64.*durations or times of day; make them numbers"):
         Table(frame, conditions=("wait",))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 3), (4, 6), (2, 2, 3), (3, 6, 4), (1, 5)])
+def test_conditions_in_turn_have_each_combination_equally_often(sizes) -> None:
+    names = [f"c{i}" for i in range(len(sizes))]
+    spec = DataSpec(
+        (2,), "vector", {n: Category(tuple(map(str, range(k))), (1 / k,) * k) for n, k in zip(names, sizes)}
+    )
+    total = math.prod(sizes)
+    some = resolve_conditions(spec, 2 * total, dict.fromkeys(names, "cycle"), 0)
+    rows = list(zip(*(some[n].tolist() for n in names), strict=True))
+    assert len(set(rows[:total])) == total and rows[:total] == rows[total:]
+    assert some[names[0]][: sizes[0]].tolist() == list(range(sizes[0]))
+    part = resolve_conditions(spec, 2 * total, dict.fromkeys(names, "cycle"), 0, range(total - 1, total + 1))
+    assert list(zip(*(part[n].tolist() for n in names), strict=True)) == rows[total - 1 : total + 1]

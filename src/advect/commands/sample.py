@@ -40,6 +40,10 @@ class SampleArguments(DrawArguments):
     """Posterior sampling of what --given asks for, for flows trained without --mask, with its own steps: pigdm or
     mmps, say.
     """
+    parents: Path | None = None
+    """File of parents, for tables trained with --parent: draws children of each, instead of --num-samples, with its
+    key; see docs/data.md.
+    """
     image_size: tuple[Pixels, Pixels] | None = None
     """Height and width of the images, if other than those of training; a DiT takes them, in multiples of its patch."""
     output_dir: Path | None = None
@@ -50,7 +54,17 @@ class SampleArguments(DrawArguments):
     """In samples.csv, put ' before text that a spreadsheet would run as a formula, such as =cmd."""
 
     groups: ClassVar = {
-        "samples": ("num_samples", "given", "draws", "seed", "cond", "guidance", "guidance_interval", "image_size"),
+        "samples": (
+            "num_samples",
+            "given",
+            "draws",
+            "parents",
+            "seed",
+            "cond",
+            "guidance",
+            "guidance_interval",
+            "image_size",
+        ),
         **DrawArguments.groups,
         "solver": (*DrawArguments.groups["solver"], "posterior"),
         "output": ("output_dir", "save_individual", "overwrite", "safe_csv"),
@@ -73,7 +87,7 @@ def run(words: list[str]) -> None:
     if a.given is not None:
         files = answer_run(source, a.given, a.draws, a.sampler, posterior=a.chosen("posterior"), **common)
     else:
-        own: Any = {"save_individual": a.save_individual, "safe_csv": a.safe_csv}
+        own: Any = {"save_individual": a.save_individual, "safe_csv": a.safe_csv, "parents": a.parents}
         files = sample_run(source, a.num_samples, a.sampler, **common, **own)
     for line in describe_files(files, individual=a.save_individual):
         logger.info(line)
@@ -91,6 +105,10 @@ def parse_sample(flags: list[str]) -> SampleArguments:
     alone |= {"--safe-csv": a.safe_csv, "--image-size": a.image_size is not None}
     if a.given is not None and (other := next((flag for flag, there in alone.items() if there), None)):
         raise UserError(f"{other} and --given contradict each other, as the file says what is drawn; leave one out")
+    if a.parents is not None and a.num_samples != SampleArguments.num_samples:
+        raise UserError("--num-samples and --parents contradict each other, as children are counted; leave one out")
+    if a.parents is not None and a.given is not None:
+        raise UserError("--given and --parents contradict each other; leave one out")
     if a.given is None and (a.draws != 1 or a.posterior is not None):
         flag = "--draws" if a.draws != 1 else "--posterior"
         raise UserError(f"{flag} is of each row of --given FILE; give one, or leave it out")

@@ -93,6 +93,7 @@ class Stream(IntEnum):
     CALIBRATION = 29  # ties of ranks, reference points, bands
     CALIBRATION_DRAWS = 30  # draws given a held-out row's condition
     ROUNDS = 31  # parameters of later rounds of simulations
+    CHILDREN = 32  # numbers of children of parents
 
 
 def stream_seed(seed: int, stream: Stream, *words: int) -> int:

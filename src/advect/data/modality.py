@@ -318,6 +318,12 @@ class Modality(ABC, Generic[M]):
         """
         return self.write(x, conditions, folder)
 
+    def children(self, parents: Path | None, seed: int) -> tuple[Modality[Any], Conditions, int | None]:
+        """What writes children of the ``parents`` in a file, their conditions (n, ...), and n; None without."""
+        if parents is not None:
+            raise UserError(f"--parents {parents} is for tables trained with --parent and --key; leave it out")
+        return self, {}, None
+
     def measured(self, x: Tensor, *, first: int = 0, seed: int = 0) -> Tensor:
         """Samples x (n, *S) in data units, as written, in the units of :meth:`data`."""
         return self.comparable(x)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from advect.checkpoint.manifest import sum_files
 from advect.checkpoint.tensor_files import load_weights, save_tensors
 from advect.core.bounds import Count, bounded
 from advect.core.errors import UserError
@@ -33,6 +32,7 @@ from advect.model.sampling import (
     check_sampler,
     conditions_to_dict,
     default_folder,
+    file_sum,
     open_call,
     open_flow,
     resolved,
@@ -78,7 +78,7 @@ def answer_run(
         times = "once" if draws == 1 else f"{draws:,} times"
         write = lambda x, encoded, folder: flow.modality.write_given(x, encoded, rows, draws, folder)
         says = f"{file.name}: {how_much(flow.modality, rows)}, drawn {times}"
-        return Question(ask, {"draws": draws, "given": file.name, "data": digest(file)}, write, says)
+        return Question(ask, {"draws": draws, "given": file.name, "data": file_sum(file)}, write, says)
 
     return answer(run, question, output_dir or default_folder(run, "imputed", seed), **how)
 
@@ -131,11 +131,6 @@ def answer(
 
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(facts.get("parts", 0)))
         return write_all(parts, fill, me, lambda _: parts.finish_as(facts, write))
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    return str(sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"])
 
 
 @dataclass(frozen=True)

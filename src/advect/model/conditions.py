@@ -229,9 +229,7 @@ def as_number(value: Any) -> int | float | None:
     return None
 
 
-def _vectors(
-    name: str, value: ConditionValue, quantity: Quantity, n: int, rows: range, turns: _Turns
-) -> Tensor:
+def _vectors(name: str, value: ConditionValue, quantity: Quantity, n: int, rows: range, turns: _Turns) -> Tensor:
     d, listed = len(quantity.mean), _listed(value)
     if listed is None:
         value = _scalar(value)

@@ -18,11 +18,11 @@ from advect.data.sequences.forecast import ForecastDraws, ForecastQuestion, fan_
 from advect.data.sequences.given import read_step_file
 from advect.data.sequences.modality import SequencesModality
 from advect.data.tables.files import write_table
-from advect.model.answers import Ask, Question, answer, digest, file_conditions
+from advect.model.answers import Ask, Question, answer, file_conditions
 from advect.model.conditions import parse_conditions
 from advect.model.flow import Flow
 from advect.model.sampler_config import SamplerConfig
-from advect.model.sampling import default_folder
+from advect.model.sampling import default_folder, file_sum
 
 
 @bounded
@@ -55,7 +55,7 @@ def forecast_run(
         lengths = {LENGTH: np.repeat(ahead.lengths(), draws)} if LENGTH in flow.spec.conditions else {}
         # In model units, which have the gaps of times that end with those of the data.
         ask = Ask(flow, given, {**told, **lengths}, sampler or SamplerConfig(), None, seed, batch_size, True)
-        plan = {"horizon": horizon, "history": history, "draws": draws, "file": file.name, "data": digest(file)}
+        plan = {"horizon": horizon, "history": history, "draws": draws, "file": file.name, "data": file_sum(file)}
 
         def write(z: Tensor, encoded: Conditions, folder: Path) -> list[Path]:
             return _write(folder, ahead.answer(flow.transform.inverse(z).double().numpy()))

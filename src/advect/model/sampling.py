@@ -24,14 +24,16 @@ from advect.checkpoint.manifest import (
     read_newest,
     sum_files,
 )
+from advect.core.errors import UserError
 from advect.core.files import claim_folder
 from advect.core.memory import check_disk
 from advect.core.types import Conditions
+from advect.data.modality import Modality
 from advect.data.tables.files import quote_formulas
 from advect.distributed.comm import broadcast_object, sync_errors, without_timeout
 from advect.distributed.context import RunContext, run_context
 from advect.distributed.env import DistEnv
-from advect.model.conditions import ConditionValue, Encoded, parse_conditions
+from advect.model.conditions import ConditionValue, Encoded, encoded, parse_conditions
 from advect.model.flow import Flow
 from advect.model.load import load, read_average, weight_file
 from advect.model.sampler_config import SamplerConfig
@@ -56,10 +58,12 @@ def sample_run(
     safe_csv: bool = False,
     part_size: int | None = None,
     device: str = "auto",
+    parents: Path | None = None,
 ) -> list[Path]:
     """Sample a run into a folder; return the files of ``Modality.write``, and samples.json.
 
-    ``cond`` has values by name, or words NAME=VALUE. ``safe_csv``: see :func:`quote_formulas`.
+    ``cond`` has values by name, or words NAME=VALUE. ``safe_csv``: see :func:`quote_formulas`. ``parents``, a file,
+    gives n and conditions of a table of children, see :meth:`Modality.children`.
 
     More than ``part_size`` (10,000) samples, or several processes, make shards, which are joined (see
     ``sharded_samples``); only the first process returns the files. Resumable after complete shards. Raises
@@ -77,6 +81,11 @@ def sample_run(
         with sync_errors():
             flow.modality.check_output(individual=save_individual)
             cond = cond if cond is None or isinstance(cond, Mapping) else parse_conditions(cond, flow.spec)
+            modality, of_parents, count = flow.modality.children(parents, seed)
+            n = n if count is None else count
+            if told := next((name for name in of_parents if name in (cond or ())), None):
+                raise UserError(f"--cond gives {told}, which {parents} gives for each parent; leave one out")
+            cond = {**cond, **encoded(of_parents)} if cond else encoded(of_parents) or None
             if me.is_first:
                 stack.enter_context(claim_folder(folder, "--output-dir"))  # now, as sampling may take an hour
             check_sampler(flow, sampler, cond, n=n, batch_size=batch_size)
@@ -85,12 +94,13 @@ def sample_run(
             if me.is_first:
                 how = {"n": n, **resolved(sampler, flow), "seed": seed, "batch_size": batch_size}
                 how |= {"safe_csv": True} if safe_csv else {}
+                how |= {"parents": file_sum(parents)} if parents else {}
                 how |= {"conditions": conditions_to_dict(cond), "individual": save_individual}
                 plan = {**identity, "ema": mean, **how}
                 facts = open_call(folder, run, place, plan, part_size=part_size, world=me.world, overwrite=overwrite)
 
         draw = {"seed": seed, "cond": cond, "batch_size": batch_size, **sampler.arguments()}
-        fill = _filling(flow, n, draw, individual=save_individual, safe_csv=safe_csv)
+        fill = _filling(flow, modality, n, draw, individual=save_individual, safe_csv=safe_csv)
         parts = SampleShards(folder=folder, n=n, count=broadcast_object(facts.get("parts", 0)))
         return write_all(parts, fill, me, lambda written: parts.finish(facts, written, flow.modality.join))
 
@@ -128,17 +138,17 @@ def open_call(
 
 
 def _filling(
-    flow: Flow, n: int, draw: Mapping[str, Any], *, individual: bool, safe_csv: bool
+    flow: Flow, modality: Modality[Any], n: int, draw: Mapping[str, Any], *, individual: bool, safe_csv: bool
 ) -> Callable[[range, Path, tqdm], list[Path]]:
     """Function that draws some rows of n samples, and writes them into a folder."""
 
     def fill(rows: range, folder: Path, bar: tqdm) -> list[Path]:
         samples = flow.sample(n, **draw, rows=rows, progress=bar)
         options = {"individual": individual, "first": rows.start, "seed": draw["seed"]}
-        files = flow.modality.write(samples.x, samples.encoded, folder, **options)
+        files = modality.write(samples.x, samples.encoded, folder, **options)
         for file in files if safe_csv else ():
             if file.suffix == ".csv":
-                quote_formulas(file, flow.modality.separator)
+                quote_formulas(file, modality.separator)
         return files
 
     return fill
@@ -228,6 +238,11 @@ def _as_json(value: ConditionValue) -> object:
     if array.ndim == 0 or array.size <= 8:
         return array.tolist()
     return f"as listed, sha256 {hashlib.sha256(repr(array.tolist()).encode()).hexdigest()}"
+
+
+def file_sum(file: Path) -> str:
+    """SHA-256 of a file."""
+    return str(sum_files(file.absolute().parent, [file.absolute()])[file.name]["sha256"])
 
 
 def averaged(run: Path, ema: bool | float) -> bool | float | dict[str, float] | None:

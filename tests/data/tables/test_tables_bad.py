@@ -106,3 +106,37 @@ def test_notes_of_pandas_that_are_damaged_are_one_sentence_or_ignored(tmp_path, 
         assert read_table(tmp_path / "t.parquet")["a"].tolist() == [1.5, 2.5]
     except UserError as error:
         assert "is not a readable Parquet file" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["2024-01-06", "27.01.2024"], ("2024-01-06", "27.01.2024")),
+        (["13/01/2024", "01/13/2024"], ("13/01/2024", "01/13/2024")),
+        (["03/04/2024", "13/04/2024", "04/13/2024"], ("13/04/2024", "04/13/2024")),
+        (["2024-01-06", "2024-01-07 10:00"], ("2024-01-06", "2024-01-07 10:00")),
+        (["2024-01-06T10:00:00", "2024-01-07T10:00:00Z"], ("2024-01-06T10:00:00", "2024-01-07T10:00:00Z")),
+    ],
+)
+def test_dates_in_two_formats_are_asked_about(words, shown, tmp_path) -> None:
+    frame = pd.DataFrame({"day": words * 12, "a": np.arange(len(words) * 12.0)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for data in (frame, tmp_path / "t.csv"):
+        told = refused(data)
+        assert "column 'day' has dates in several formats, such as" in told and "--categorical day" in told
+        assert all(repr(word) in told for word in shown)
+        assert Table(data, categorical=("day",)).spec.shape
+
+
+def test_words_like_dates_that_are_none_stay_words(tmp_path) -> None:
+    for words in (["1.2.3", "10.20.30"], ["2024-02-30", "30.02.2024"], ["2024-01", "2024-01-06"]):
+        frame = pd.DataFrame({"v": words * 12, "a": np.arange(24.0)})
+        frame.to_csv(tmp_path / "t.csv", index=False)
+        Table(tmp_path / "t.csv")
+        Table(frame)
+
+
+def test_tables_of_a_row_or_a_header_alone_are_named(tmp_path) -> None:
+    assert "table has one row" in refused(GOOD.iloc[:1])
+    (tmp_path / "t.csv").write_text("a,b\n")
+    assert "has the column 'a' and no row" in refused(tmp_path / "t.csv")

@@ -62,6 +62,12 @@ def open_csv(file: Path, text: Collection[str], numeric: Collection[str], words:
     return CsvTable(names, separator, [name for name, own in zip(names, header, strict=True) if not own], columns())
 
 
+def column_names(file: Path) -> list[str]:
+    """Names of the columns of a CSV file. Raises UserError for a header without them."""
+    with readable(file), open_text(file) as lines:
+        return titles_of(_header(file, lines, find_separator(lines)))
+
+
 def read_csv(pd: Any, table: CsvTable) -> Any:
     """DataFrame of a CSV file, its attributes as :func:`advect.data.tables.files.read_table` tells them."""
     columns, forms, why, doubts = {}, {}, {}, {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NotRequired
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ from advect.data.repeats import split_rows
 from advect.data.splits import row_blocks
 from advect.data.tables.coded import coded
 from advect.data.tables.columns import Column, Number, column_from_config
-from advect.data.tables.csv_files import open_csv, require_columns
-from advect.data.tables.files import CSV, FileStyle, is_table_file, read_table, style_of, table_file
+from advect.data.tables.csv_files import require_columns
+from advect.data.tables.family import FamilyFacts, open_kin
+from advect.data.tables.files import FileStyle, is_table_file, style_of
 from advect.data.tables.infer_columns import column_values, condition_of, fit_number, read_column, read_condition
+from advect.data.tables.opened import Opened
 from advect.data.tables.packed import Packed
 from advect.data.tables.rules import learn_rules
 from advect.data.tables.scaling import require_scaling
-from advect.data.tables.text import Read
 from advect.data.tables.transform import TableTransform
 from advect.data.transforms import fit_codes, transform_from_config
 
@@ -44,6 +45,8 @@ class TableMetadata(FileStyle):
     order: list[str]
     transform: dict[str, Any]
     conditions: list[dict[str, Any]]
+    family: NotRequired[FamilyFacts]
+    """Of a table of children."""
 
 
 @register("table")
@@ -69,6 +72,9 @@ class Table(Dataset):
         date_order: order of text dates such as 03/04/2020, "dmy" or "mdy"; "auto" infers it from all values.
         holes: missing values are unknown ones of the same law: never learned or drawn. Otherwise being missing is
             itself learned, and drawn as often.
+        parent: file or DataFrame of parents, of which each row of ``data`` is a child: their columns but the key are
+            further conditions, and children are drawn for parents that are given, see ``tables/family.py``.
+        key: column of both tables that tells the parent of a row; never learned.
         rule: what always holds among columns, such as "total == a + b", "0 <= low <= high" or "code == f(name)";
             columns that follow from others are put in, and rows that break a comparison are drawn anew.
         held_out: share of the rows held out at random, in [0, 1).
@@ -105,6 +111,8 @@ class Table(Dataset):
         decimal: Literal["auto", ".", ","] = "auto",
         date_order: Literal["auto", "dmy", "mdy"] = "auto",
         holes: bool = False,
+        parent: str | None = None,
+        key: str | None = None,
         rule: Sequence[str] = (),
         held_out: Share = 0.1,
         seed: int = 0,
@@ -112,23 +120,29 @@ class Table(Dataset):
     ) -> None:
         require_scaling(scaling)
         words = {"numeric": numeric, "missing": missing or None, "decimal": decimal, "date_order": date_order}
-        given = _opened(data, drop, categorical, words)
-        names = given.names
+        given, kin = open_kin(data, parent, key, drop, categorical, words)
+        above = [] if kin is None else kin.names
+        names = [*given.names, *above]
         wanted = {"conditions": conditions, "continuous_conditions": continuous_conditions, "categorical": categorical}
         for argument, some in wanted.items():
             require_columns(names, some, argument)
-        told = [column for column in names if column in {*conditions, *continuous_conditions}]
+        told = [column for column in names if column in {*conditions, *continuous_conditions, *above}]
 
         self._style = style_of(data, given.attrs, names)
         how: dict[str, dict[str, Any]] = {c: {"categorical": c in categorical} for c in names}
         for c in names:
             how[c] |= {"continuous": c in continuous_conditions} if c in told else {"date_order": date_order}
         columns, values = _read(given, told, how)
+        family = None if kin is None else kin.join(columns, values, how)
+        if family is not None:
+            columns, values = family.columns, family.values
+        if len(values) == 1:
+            raise UserError(f"{name or data_name(data)} has one row, and a law takes several to learn; give more")
         learned = [i for i, c in enumerate(columns) if c not in told]
         drawn = [column for c, column in columns.items() if c not in told]
         rules = learn_rules(rule, drawn, values[:, learned], conditions=told, unknown=holes) if rule else ()
         # The split needs the values and the scalings need the split.
-        train, rest = split_rows(values, held_out, seed=seed)
+        train, rest = split_rows(values, held_out, seed=seed) if family is None else family.split(held_out, seed=seed)
         is_train = np.zeros(len(values), bool)
         is_train[train] = True
         for (c, column), own in zip(columns.items(), values.T, strict=True):
@@ -140,6 +154,7 @@ class Table(Dataset):
                 columns[c] = coded(columns[c], own, own[is_train])
 
         self._order = list(columns)
+        self._family = None if family is None else family.facts
         self._told = [columns[c] for c in told]
         transform = TableTransform([columns[self._order[i]] for i in learned], rules)
         packed = Packed(sum(transform.widths), transform.code_places)
@@ -150,7 +165,7 @@ class Table(Dataset):
         cond = {c: v for c, (_, v) in specs.items()}
         blocks = (packed.forward(torch.from_numpy(x[train[i]])) for i in row_blocks(train, 1 << 14))
         super().__init__(
-            name=name or (Path(data).name if isinstance(data, str | os.PathLike) else "table"),
+            name=name or data_name(data),
             spec=DataSpec(
                 (packed.elements,),
                 "table",
@@ -160,7 +175,7 @@ class Table(Dataset):
             transform=transform,
             train=ArraySplit(x, cond, packed, rows=train),
             held_out=ArraySplit(x, cond, packed, rows=rest),
-            fingerprint=_fingerprint(values, train, transform, self._told),
+            fingerprint=_fingerprint(values, train, transform, self._told, self._family),
         )
         self.holes = Holes.find(self) if holes else None
 
@@ -171,6 +186,7 @@ class Table(Dataset):
             "order": self._order,
             "transform": self.transform.to_config(),
             "conditions": [column.to_config() for column in self._told],
+            **({} if self._family is None else {"family": self._family}),
         }
 
 
@@ -200,70 +216,7 @@ def frame_of(x: Tensor, cond: Conditions | None, facts: TableMetadata, *, text: 
     return pd.concat(parts, axis=1)[list(facts["order"])]
 
 
-class _Opened(NamedTuple):
-    """Names of the columns of a table, the attributes it was read with, and its columns, of which none is kept."""
-
-    names: list[str]
-    attrs: Mapping[str, Any]
-    columns: Iterator[tuple[Any, Mapping[str, Any]]]
-    """Series, and how they were written."""
-
-
-def _opened(data: Any, drop: Sequence[str], categorical: Sequence[str], words: dict[str, Any]) -> _Opened:
-    pd = optional_import("pandas", "tables")
-    if isinstance(data, str | os.PathLike) and table_file(data).name.lower().endswith(CSV):
-        numeric = words.pop("numeric")
-        table = open_csv(table_file(data), {*categorical, *drop}, numeric, words)
-        require_columns(table.names, drop, "drop")
-        attrs = {"separator": table.separator, "unnamed": table.unnamed}
-        return _Opened([c for c in table.names if c not in drop], attrs, _certain(table.columns, drop))
-    if isinstance(data, str | os.PathLike):
-        frame = read_table(data)
-    elif isinstance(data, pd.DataFrame):
-        frame = data.copy(deep=False)
-        for argument in ("numeric", "missing"):
-            if words[argument]:
-                raise UserError(f"{argument} is for CSV files, and the table is a DataFrame; leave it out")
-    else:
-        raise UserError(f"a table must be a path or a pandas DataFrame, got {type(data).__name__}; convert it")
-    if frame.columns.has_duplicates:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise UserError(f"the table has the column {twice!r} twice; rename one")
-    require_columns(frame.columns, drop, "drop")
-    # pandas cannot select rows of values in the other byte order, as FITS and HDF5 hold them.
-    swapped = {c: d.newbyteorder("=") for c, d in frame.dtypes.items() if isinstance(d, np.dtype) and not d.isnative}
-    frame = frame.astype(swapped) if swapped else frame
-    for column in dict.fromkeys(drop):
-        del frame[column]
-    if not frame.size:
-        raise _empty(frame.shape)
-    attrs, frame.attrs = frame.attrs, {}  # which pandas copies with each column
-    columns = {c: frame[c] for c in frame.columns}
-    return _Opened(list(columns), attrs, ((columns.pop(c), {}) for c in list(columns)))
-
-
-def _certain(columns: Iterator[tuple[Any, Read]], drop: Sequence[str]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Columns but those to drop. Raises UserError for one of doubtful type and without any row."""
-    kept = rows = 0
-    for series, read in columns:
-        rows = len(series)
-        if series.name in drop:
-            continue
-        if read.doubt:
-            raise UserError(read.doubt)
-        if not rows:
-            raise UserError(f"the table has the column {series.name!r} and no row; give at least one row")
-        kept += 1
-        yield series, read.form
-    if not kept:
-        raise _empty((rows, 0))
-
-
-def _empty(shape: Sequence[int]) -> UserError:
-    return UserError(f"the table is empty, its shape is {tuple(shape)}; give at least one row and one column")
-
-
-def _read(given: _Opened, told: Sequence[str], how: Mapping[str, Any]) -> tuple[dict[str, Column], np.ndarray]:
+def _read(given: Opened, told: Sequence[str], how: Mapping[str, Any]) -> tuple[dict[str, Column], np.ndarray]:
     """Columns, conditions among them, and their values (N, K) in table units; each is read with the words ``how``."""
     values, columns = np.empty((0, 0)), {}
     for i, (series, form) in enumerate(given.columns):
@@ -275,8 +228,15 @@ def _read(given: _Opened, told: Sequence[str], how: Mapping[str, Any]) -> tuple[
     return columns, values
 
 
-def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransform, told: list[Column]) -> str:
-    """sha256 (hex) of values, split and columns, but not their pandas types."""
+def data_name(data: Any) -> str:
+    """Name of a path, or "table"."""
+    return Path(data).name if isinstance(data, str | os.PathLike) else "table"
+
+
+def _fingerprint(
+    values: np.ndarray, train: np.ndarray, transform: TableTransform, told: list[Column], family: FamilyFacts | None
+) -> str:
+    """sha256 (hex) of values, split, columns but not their pandas types, and numbers of children."""
     digest = hashlib.sha256()
     # One by one, as the text of all columns of a wide table is long.
     for i, part in enumerate((*transform.columns, *told, *transform.rules)):
@@ -289,4 +249,5 @@ def _fingerprint(values: np.ndarray, train: np.ndarray, transform: TableTransfor
     for block in row_blocks(values, 1 << 17):
         digest.update(np.ascontiguousarray(values[block] + 0.0).tobytes())
     digest.update(train.tobytes())
+    digest.update(json.dumps(family, sort_keys=True).encode() if family is not None else b"")
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from datetime import date
 
 _DATE = re.compile(
     r"(?P<a>\d{1,4})(?P<mark>[./-])(?P<b>\d{1,2})(?P=mark)(?P<c>\d{1,4})"
-    r"(?:(?P<gap>[T ])(?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.\d{1,9})?)?(?P<zone>Z|[+-]\d\d:?\d\d)?)?",
+    r"(?:(?P<gap>[T ])(?P<hour>\d\d):(?P<minute>\d\d)(?P<second>:\d\d(?:\.\d{1,9})?)?(?P<zone>Z|[+-]\d\d:?\d\d)?)?",
     re.ASCII,
 )
 _ORDERS = {"ymd": "abc", "dmy": "cba", "mdy": "cab"}

@@ -324,11 +324,10 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
     if column.name == LENGTH:
         raise UserError(f"a condition cannot be called {LENGTH!r}, which is that of sequences; rename the column")
     absent = np.isnan(values)
+    codes = condition_codes(column, values)
     if isinstance(column, Categories):
-        codes = np.where(absent, NULL, values).astype(np.int64)
         return category(codes[train & ~absent], [str(name) for name in column.names]), codes
-    if not isinstance(column, Number) or not isinstance(column.scaling, StandardScaling):
-        raise UserError(f"column {column.name!r} is not a number under standard scaling; fit it with 'standard'")
+    assert isinstance(column, Number) and isinstance(column.scaling, StandardScaling)
     given = values[train & ~absent]
     some = given[np.unique(np.linspace(0, len(given) - 1, min(len(given), EXAMPLES)).astype(np.int64))]
     scaling = column.scaling
@@ -341,7 +340,19 @@ def condition_of(column: Column, values: np.ndarray, train: np.ndarray) -> tuple
     moments = (scaling.mean,), (scaling.std,), tuple((float(v),) for v in some)
     place: Any = {"unit": unit, "origin": column.origin, "step": column.step}
     spec = Quantity((column.name,), *moments, **place)
-    return spec, ((values - scaling.mean) / scaling.std).astype(np.float32)[:, None]
+    return spec, codes
+
+
+def condition_codes(column: Column, values: np.ndarray) -> np.ndarray:
+    """Table units (N,) of a condition's column as networks take them, int64 (N,) or float32 (N, 1), null where NaN.
+
+    Raises UserError for a number that is not under standard scaling.
+    """
+    if isinstance(column, Categories):
+        return np.where(np.isnan(values), NULL, values).astype(np.int64)
+    if not isinstance(column, Number) or not isinstance(column.scaling, StandardScaling):
+        raise UserError(f"column {column.name!r} is not a number under standard scaling; fit it with 'standard'")
+    return ((values - column.scaling.mean) / column.scaling.std).astype(np.float32)[:, None]
 
 
 def check_told(columns: Sequence[Column], conditions: Mapping[str, Condition]) -> None:

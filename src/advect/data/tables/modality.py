@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from advect.data.given import GivenRows, check_asked, check_given
 from advect.data.modality import DISTANCES, Modality
 from advect.data.tables.columns import Categories, Column, column_from_config
 from advect.data.tables.dataset import TableMetadata, frame_of
+from advect.data.tables.family import Children, check_facts, draw_children
 from advect.data.tables.files import write_in_style
 from advect.data.tables.given import frame_units, read_question
 from advect.data.tables.infer_columns import check_told
@@ -27,6 +30,8 @@ from advect.data.tables.transform import TableTransform
 from advect.data.transforms import transform_from_config
 from advect.data.vectors.modality import VectorPlots
 from advect.data.vectors.plot import vector_plot
+
+logger = logging.getLogger(__name__)
 
 
 @register("table")
@@ -49,6 +54,9 @@ class Tables(VectorPlots[TableMetadata]):
     )
 
     space = "the table's scaled columns"
+
+    _drawn: Children | None = None
+    """Children that are written, where they are drawn for parents."""
 
     @property
     def categorical(self) -> tuple[bool, ...]:
@@ -93,9 +101,33 @@ class Tables(VectorPlots[TableMetadata]):
         if codes and codes != self._columns.code_places:
             raise UserError("the codes of categories are not those of the columns; take another file")
         check_told(self._told, self.spec.conditions)
+        if (family := self.metadata.get("family")) is not None:
+            check_facts(family, self.metadata["order"], self._told)
+
+    def children(self, parents: Path | None, seed: int) -> tuple[Modality[Any], Conditions, int | None]:
+        """Raises UserError without ``parents`` for a table that has some, whose columns are not drawn."""
+        facts = self.metadata.get("family")
+        if facts is None:
+            return super().children(parents, seed)
+        if parents is None:
+            raise UserError(
+                f"these are children, drawn for parents; give --parents FILE with the key {facts['key']!r} and the"
+                f" columns {', '.join(map(repr, facts['parents']))}"
+            )
+        told = {column.name: column for column in self._told}
+        drawn = draw_children(parents, facts, [told[name] for name in facts["parents"]], seed)
+        logger.info(drawn.says)
+        made = copy(self)
+        made._drawn = drawn
+        return made, drawn.cond, len(drawn)
 
     def write_data(self, x: Tensor, conditions: Conditions, folder: Path, first: int) -> list[Path]:
         frame = frame_of(x, conditions, self.metadata, text=self.metadata["suffix"] == ".csv")
+        family = self.metadata.get("family")
+        if self._drawn is not None and family is not None:
+            keys = self._drawn.keys[first : first + len(x)]
+            frame[family["key"]] = keys.set_axis(frame.index)
+            frame = frame[family["columns"]]
         return [write_in_style(folder, frame, self.metadata)]
 
     @cached_property
