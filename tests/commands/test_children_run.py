@@ -17,7 +17,7 @@ from advect.model.sampling import sample_run  # noqa: E402
 
 
 def _law(n: int, seed: int, prefix: str):
-    """Parents, and Poisson numbers of children of mean 4 for gold and 1 for basic, whose spent is N(10 + 3 level, 1)."""
+    """Parents, and Poisson numbers of children: mean 4 for gold, 1 for basic; spent ~ N(10 + 3 level, 1)."""
     rng = np.random.default_rng(seed)
     plan, level = rng.choice(["basic", "gold"], n), rng.normal(size=n).round(4)
     keys = np.array([f"{prefix}{i:04}" for i in rng.permutation(n)])

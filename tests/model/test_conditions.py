@@ -332,9 +332,8 @@ def test_durations_are_refused_as_conditions() -> None:
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 3), (4, 6), (2, 2, 3), (3, 6, 4), (1, 5)])
 def test_conditions_in_turn_have_each_combination_equally_often(sizes) -> None:
     names = [f"c{i}" for i in range(len(sizes))]
-    spec = DataSpec(
-        (2,), "vector", {n: Category(tuple(map(str, range(k))), (1 / k,) * k) for n, k in zip(names, sizes)}
-    )
+    kinds = {n: Category(tuple(map(str, range(k))), (1 / k,) * k) for n, k in zip(names, sizes, strict=True)}
+    spec = DataSpec((2,), "vector", kinds)
     total = math.prod(sizes)
     some = resolve_conditions(spec, 2 * total, dict.fromkeys(names, "cycle"), 0)
     rows = list(zip(*(some[n].tolist() for n in names), strict=True))

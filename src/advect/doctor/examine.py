@@ -161,7 +161,8 @@ def _examine_file(data: ResolvedData, look: int, findings: list[Finding]) -> lis
         elif issubclass(settings.dataset, Table):
             words = {"missing": settings.missing or None, "decimal": settings.decimal}
             words |= {"text": settings.categorical, "numeric": settings.numeric, "date_order": settings.date_order}
-            columns = read_columns(data.path, **words)
+            unused = {*settings.drop, settings.key}
+            columns = [c for c in read_columns(data.path, **words) if c.name not in unused]
             findings += run_checks(columns, COLUMN_CHECKS)
             return sorted({*looks_like_id(columns), *(c.name for c in columns if c.missing == 1)})
         elif data.format in ("array-file", "sequences") and (array := measure_array(data.path, look)):

@@ -83,8 +83,8 @@ def resolve_conditions(
 class _Turns:
     """Each value in turn of several conditions, so that samples have each combination of their values equally often.
 
-    With c values after conditions whose combinations recur every P rows, row i has the value (i + i // lcm(P, c)) mod
-    c: values of one condition follow each other, and the shift after each common multiple brings the other pairs.
+    With c values after conditions whose combinations recur every P rows, row i has the value (i + k) mod c: values of
+    one condition follow each other, and the shift k = (i // lcm(P, c)) mod gcd(P, c) brings the other pairs.
     """
 
     def __init__(self, rows: range) -> None:
@@ -92,9 +92,9 @@ class _Turns:
 
     def take(self, count: int) -> Tensor:
         """Places (n,) in 0 .. count - 1 of the next condition."""
-        common = math.lcm(self.period, count)
+        common, shifts = math.lcm(self.period, count), math.gcd(self.period, count)
         self.period *= count
-        return torch.tensor([(i + i // common) % count for i in self.rows], dtype=torch.int64)
+        return torch.tensor([(i + i // common % shifts) % count for i in self.rows], dtype=torch.int64)
 
 
 def _sampled(condition: Condition, u: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -59,7 +60,7 @@ def test_bad_frames(frame, arguments, words):
     ("name", "content", "words"),
     [
         ("t.csv", b"", "is empty"),
-        ("t.csv", b"a,b\n", "the table is empty"),
+        ("t.csv", b"a,b\n", "the table has the column 'a' and no row"),
         ("t.csv", b"a,b\n1,2\n3\n", "line 3 has 1 fields, the header 2"),
         ("t.csv", b"a;b\n1;2\n3;4;5\n", "line 3 has 3 fields, the header 2 (separator ';')"),
         ("t.csv", b"a,b,a\n1,2,3\n", "names the column 'a' twice"),
@@ -140,3 +141,12 @@ def test_tables_of_a_row_or_a_header_alone_are_named(tmp_path) -> None:
     assert "table has one row" in refused(GOOD.iloc[:1])
     (tmp_path / "t.csv").write_text("a,b\n")
     assert "has the column 'a' and no row" in refused(tmp_path / "t.csv")
+
+
+def test_a_column_of_keys_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"row": np.arange(60), "client_id": rng.permutation(60) * 7, "a": rng.permutation(60) * 7})
+    with caplog.at_level(logging.INFO):
+        Table(frame)
+    told = [line for line in caplog.messages if "as a key has" in line]
+    assert [line.split("'")[1] for line in told] == ["row", "client_id"] and "--drop row" in told[0]

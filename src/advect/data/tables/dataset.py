@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from advect.core.bounds import Share
-from advect.core.errors import UserError, optional_import
+from advect.core.errors import UserError, optional_import, quoted_flag
 from advect.core.registry import register
 from advect.core.types import Conditions, DataSpec
 from advect.data.base import ArraySplit, Dataset, Detected, Preview
@@ -34,6 +36,14 @@ from advect.data.tables.rules import learn_rules
 from advect.data.tables.scaling import require_scaling
 from advect.data.tables.transform import TableTransform
 from advect.data.transforms import fit_codes, transform_from_config
+
+logger = logging.getLogger(__name__)
+
+_KEY = re.compile(r"(^|_)(id|key|index|no|nr)$")
+"""Names of keys."""
+
+_KEYS = 20
+"""Fewest rows whose numbers may be told to be keys."""
 
 
 class TableMetadata(FileStyle):
@@ -136,6 +146,7 @@ class Table(Dataset):
         family = None if kin is None else kin.join(columns, values, how)
         if family is not None:
             columns, values = family.columns, family.values
+        note_keys(columns, values, told)
         if len(values) == 1:
             raise UserError(f"{name or data_name(data)} has one row, and a law takes several to learn; give more")
         learned = [i for i, c in enumerate(columns) if c not in told]
@@ -231,6 +242,19 @@ def _read(given: Opened, told: Sequence[str], how: Mapping[str, Any]) -> tuple[d
 def data_name(data: Any) -> str:
     """Name of a path, or "table"."""
     return Path(data).name if isinstance(data, str | os.PathLike) else "table"
+
+
+def note_keys(columns: Mapping[str, Column], values: np.ndarray, told: Sequence[str]) -> None:
+    """Tell of learned columns of whole numbers, another in each of the rows, with a key's name or without a gap."""
+    for (name, column), x in zip(columns.items(), values.T, strict=True):
+        if not isinstance(column, Number) or column.decimals != 0 or column.unit or column.missing or name in told:
+            continue
+        alike = _KEY.search(name.lower()) or column.high - column.low == len(x) - 1
+        if alike and len(x) >= _KEYS and len(np.unique(x)) == len(x):
+            logger.info(
+                f"note: column {name!r} has another whole number in each row, as a key has; it is learned as a number,"
+                f" so that samples may repeat one; {quoted_flag('drop', name)} leaves it out"
+            )
 
 
 def _fingerprint(
