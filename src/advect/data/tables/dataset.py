@@ -192,13 +192,15 @@ class Table(Dataset):
 
     @property
     def metadata(self) -> TableMetadata:
-        return {
+        facts: TableMetadata = {
             **self._style,
             "order": self._order,
             "transform": self.transform.to_config(),
             "conditions": [column.to_config() for column in self._told],
-            **({} if self._family is None else {"family": self._family}),
         }
+        if self._family is not None:
+            facts["family"] = self._family
+        return facts
 
 
 def frame_of(x: Tensor, cond: Conditions | None, facts: TableMetadata, *, text: bool = False) -> Any:
