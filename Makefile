@@ -7,9 +7,10 @@ DEMO_FLAGS ?=
 JOBS ?= 2
 MINUTES ?= 10
 CARDS ?= 300
+ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all break dist lint format bench bench-peers bench-gpu
+.PHONY: help setup demo test test-all break dist docs docs-serve gallery lint format bench bench-peers bench-gpu
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +46,21 @@ dist: setup  ## build source and wheel in dist/, and try the wheel alone in a fr
 	rm -rf dist build
 	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
 	PYTHON=$(PYTHON) .ci/smoke dist/advect-*.whl
+
+.venv-docs/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > .venv-docs/docs.txt
+	.venv-docs/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -r .venv-docs/docs.txt
+	@touch $@
+
+docs: .venv-docs/.ready  ## build the documentation site in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+docs-serve: .venv-docs/.ready  ## show the site on loopback, built anew when a page changes
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
+
+gallery: setup  ## run the gallery's scripts (ONLY="moons digits": these), for the next make docs
+	$(BIN)/python docs/site/gallery.py $(ONLY)
 
 lint: setup  ## style, format, types and import contracts; then the source's size, as information
 	$(BIN)/ruff check .
