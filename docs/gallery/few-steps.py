@@ -13,10 +13,10 @@ import advect
 from advect.cli import run
 
 run(shlex.split("train moons --max-steps 1500 --sample-every 0 --run-dir runs/moons"))
-run(shlex.split("distill runs/moons --max-steps 1500 --sample-every 0 --run-dir runs/distilled"))
+run(shlex.split("distill runs/moons --max-steps 1500 --sample-every 0"))
 
 # %%
-flow, distilled = advect.load("runs/moons"), advect.load("runs/distilled")
+flow, distilled = advect.load("runs/moons"), advect.load("runs/moons/distilled")
 best = flow.sample(2000, steps=50, seed=0).x
 figure, axes = plt.subplots(2, 3, figsize=(9, 5), sharex=True, sharey=True)
 for row, (name, solver, model) in zip(

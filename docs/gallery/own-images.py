@@ -30,8 +30,8 @@ for i in range(600):
 # %%
 run(
     shlex.split(
-        "train --data shapes --image-size 16 --model-channels 32 --max-steps 400 --batch-size 32 "
-        "--sample-every 0 --attention-resolutions none --run-dir runs/shapes"
+        "train --data shapes --image-size 16 --model-channels 32 --max-steps 200 --batch-size 32 "
+        "--sample-every 0 --run-dir runs/shapes"
     )
 )
 run(shlex.split("sample runs/shapes --num-samples 40 --cond label=cycle --num-steps 20 --output-dir new"))
