@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from advect import load
 from advect.config.presets import PRESETS
 from advect.core import registry
+from advect.core.errors import UserError
 from advect.core.types import DataSpec
 from advect.data import Identity
 from advect.data.transforms import PixelScale
 from advect.model.flow import Flow
-from advect.paths import AffinePath, BrownianBridge, CondOT, GaussianMixture
+from advect.networks import MLP
+from advect.paths import AffinePath, BrownianBridge, CondOT, GaussianMixture, Trigonometric
 
 SHAPES = {"vector": (3,), "image": (1, 8, 8), "sequence": (4, 2)}
 
@@ -163,3 +165,57 @@ def test_a_bridge_between_gaussians_has_the_density_of_its_end(sigma: float, sol
     exact = torch.distributions.Normal(m, s).log_prob(x)[:, 0]
     assert (flow.log_prob(x, solver=solver).exp() - exact.exp()).abs().max() < 3e-3
     assert flow.sample(4000, steps=50).x.mean() == pytest.approx(m, abs=4 * s / 4000**0.5)
+
+
+def mlp_flow(conditions: dict[str, int] | None = None, **options: Any) -> Flow:
+    """A flow of two columns by a small MLP of moderate weights."""
+    torch.manual_seed(0)
+    net = MLP(2, width=32, conditions=conditions)
+    with torch.no_grad():
+        net.last.weight.mul_(2)
+    sizes = {name: tuple(map(str, range(n))) for name, n in (conditions or {}).items()}
+    return Flow(net, DataSpec((2,), "vector", sizes), Identity(), **options)
+
+
+PATHS: dict[str, dict[str, Any]] = {
+    "straight": {},
+    "trigonometric": {"path": AffinePath(Trigonometric())},
+    "data": {"path": AffinePath(Trigonometric()), "prediction": "data"},
+    "bridge": {"path": BrownianBridge(0.5)},
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_densities_to_a_tolerance_are_those_of_many_steps(name: str) -> None:
+    flow, x = mlp_flow(**PATHS[name]), torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    many = flow.log_prob(x, steps=50 if name == "data" else 200)  # the last of its steps is part of the flow
+    for tolerance in (1e-2, 1e-3):
+        assert (flow.log_prob(x, tolerance=tolerance) - many).abs().max() < tolerance
+    torch.testing.assert_close(flow.log_prob(x), flow.log_prob(x, tolerance=1e-3), rtol=0, atol=0)
+
+
+def test_rows_to_a_tolerance_have_their_own_conditions_whatever_the_others() -> None:
+    flow, x = mlp_flow({"label": 3}), torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    x[::4] *= 8  # takes other steps
+    labels = [i % 3 for i in range(30)]
+    whole = flow.log_prob(x, cond={"label": labels})
+    torch.testing.assert_close(whole, flow.log_prob(x, cond={"label": labels}, steps=200), rtol=1e-5, atol=1e-3)
+    for i in (0, 7, 12):
+        one = flow.log_prob(x[i : i + 1], cond={"label": [labels[i]]})
+        torch.testing.assert_close(one, whole[i : i + 1], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tolerance": 1e-3, "steps": 20}, "tolerance is 0.001, which steps does not use; leave one of them out"),
+        ({"tolerance": 1e-3, "solver": "dopri5"}, "tolerance is 0.001, which solver does not use"),
+        ({"tolerance": 1e-3, "trace": "hutchinson"}, "tolerance is 0.001, which trace='hutchinson' does not use"),
+        ({"tolerance": 1e-5}, "tolerance must be from 0.0001 to 1 in float32, got 1e-05; 1e-3 is usual"),
+        ({"tolerance": 0.0}, "tolerance must be from 0.0001 to 1 in float32, got 0"),
+        ({"tolerance": math.nan}, "tolerance must be from 0.0001 to 1 in float32, got nan"),
+    ],
+)
+def test_tolerances_that_cannot_be_met_or_are_not_used(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mlp_flow().log_prob(torch.zeros(2, 2), **arguments)

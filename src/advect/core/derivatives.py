@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -41,6 +41,24 @@ class ForwardMode(UnfusedAttention):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
             return func(wide, *rest, **(kwargs or {})).to(x.dtype)
         return super().__torch_function__(func, types, args, kwargs)
+
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def input_derivatives() -> Iterator[None]:
+    """Context of this thread in which what networks compute is differentiated once, in their input alone."""
+    before, _of_thread.input_alone = input_alone(), True
+    try:
+        yield
+    finally:
+        _of_thread.input_alone = before
+
+
+def input_alone() -> bool:
+    """Whether this thread is in :func:`input_derivatives`."""
+    return getattr(_of_thread, "input_alone", False)
 
 
 _FORWARD_MODE = threading.Lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -15,11 +15,24 @@ from torch import Tensor
 
 from advect.core import random
 from advect.core.random import Generator
+from advect.core.types import expand_right
 from advect.model.end_step import EndStep, Field, Trace
 from advect.paths import BrownianBridge, CondOT, Schedule
 from advect.solvers import Solver, SolverError, Velocity, integrate, log_prob
 from advect.solvers.base import all_finite, not_finite
 from advect.solvers.diffusion_coefficients import Diffusion, diffusion_on
+from advect.solvers.row_likelihood import log_prob_within
+
+FieldOf = Callable[[Tensor | None], Velocity]
+"""The field of some rows (b,) of a batch, or None for all."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Densities to a ``tolerance`` in nats, each row by steps of its own."""
+
+    tolerance: float
+    field_of: FieldOf
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,8 @@ class Coordinates(ABC):
             raise error.at(self.time_of(torch.tensor([error.t], dtype=torch.float64)).item()) from error
 
     @abstractmethod
-    def velocity(self, field: Velocity) -> Velocity:
-        """dy / dtau at y (B, *S), tau (B,)."""
+    def velocity(self, field: Velocity, *, together: bool = True) -> Velocity:
+        """dy / dtau at y (B, *S), tau (B,): one time for all rows unless not ``together``."""
 
     def scale(self, t: float) -> float:
         """x / y at t."""
@@ -140,8 +153,12 @@ class Coordinates(ABC):
         method: Solver,
         times: Sequence[float],
         options: dict[str, Any],
+        within: Within | None = None,
     ) -> Tensor:
-        """The log density (B,) of x1 (B, *S), ``source`` being that of x0 and ``options`` those of the trace."""
+        """The log density (B,) of x1 (B, *S), ``source`` being that of x0 and ``options`` those of the trace.
+
+        By ``method``, or ``within`` a tolerance.
+        """
         d, first, trace = x1[0].numel(), self.first(field), Trace(options)
         y, taus = x1 / self.scale(1.0), self.times(self.grid(times))
         gain = d * (math.log(self.start) - math.log(self.scale(1.0)))
@@ -160,6 +177,11 @@ class Coordinates(ABC):
             if len(taus) == 1:
                 return at_low(y) + change + gain
         start = lambda y: at_low(y.detach())
+        if within is not None:
+            moving = lambda y, tau, rows: self.velocity(within.field_of(rows), together=False)(y, tau)
+            with self.user_times():
+                value = log_prob_within(moving, y, within.tolerance, source=start, t0=taus[0], t1=taus[-1])
+            return value + change + gain
         apart = not method.adaptive and method.evaluations > 1  # more nodes where a trace is cheap
         nodes = round((len(taus) - 1) * (1 + (8 / max(d, 8)) ** 2)) if apart else None
         way: dict[str, Any] = {"solver": method, "nodes": nodes, "t0": taus[0], "t1": taus[-1]}
@@ -192,7 +214,7 @@ class Plain(Coordinates):
     def time_of(self, tau: Tensor) -> Tensor:
         return tau
 
-    def velocity(self, field: Velocity) -> Velocity:
+    def velocity(self, field: Velocity, *, together: bool = True) -> Velocity:
         return field
 
 
@@ -240,11 +262,11 @@ class Rectified(Coordinates):
     def start(self) -> float:
         return self.noise
 
-    def velocity(self, field: Velocity) -> Velocity:
+    def velocity(self, field: Velocity, *, together: bool = True) -> Velocity:
         def changed(y: Tensor, tau: Tensor) -> Tensor:
-            t = self.time_of(tau[:1].double()).clamp(self.low, self.high)  # one time for all rows
+            t = self.time_of((tau[:1] if together else tau).double()).clamp(self.low, self.high)
             c = self.schedule.coefficients(t)
-            return field(y * (c.alpha + c.sigma).to(y.dtype).view((1,) * y.ndim), t.to(tau.dtype).expand(len(y)))
+            return field(y * expand_right((c.alpha + c.sigma).to(y.dtype), y), t.to(tau.dtype).expand(len(y)))
 
         return changed
 
@@ -309,10 +331,11 @@ class Angle(Coordinates):
     def time_of(self, tau: Tensor) -> Tensor:
         return (1 - torch.cos(math.pi * tau)) / 2
 
-    def velocity(self, field: Velocity) -> Velocity:
+    def velocity(self, field: Velocity, *, together: bool = True) -> Velocity:
         def changed(y: Tensor, tau: Tensor) -> Tensor:
-            t = self.time_of(tau[:1].double()).clamp(self.low, self.high)
-            return field(y, t.to(tau.dtype).expand(len(y))) * (math.pi * (t * (1 - t)).sqrt()).item()
+            t = self.time_of((tau[:1] if together else tau).double()).clamp(self.low, self.high)
+            slope = math.pi * (t * (1 - t)).sqrt()
+            return field(y, t.to(tau.dtype).expand(len(y))) * expand_right(slope.to(y.dtype), y)
 
         return changed
 

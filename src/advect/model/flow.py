@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from advect.core.bounds import (
     Time,
     bounded,
 )
-from advect.core.device import contiguous, full_precision
+from advect.core.device import full_precision
 from advect.core.errors import UserError
 from advect.core.lazy_imports import LazyMethod
 from advect.core.memory import BATCH_COPIES, check_memory
@@ -32,7 +32,7 @@ from advect.core.random import CounterRng, Stream, stream_seed
 from advect.core.types import GIVEN, LENGTH, Conditions, without_padding
 from advect.model.conditions import ConditionValue
 from advect.model.coordinates import Coordinates
-from advect.model.given import questions, read_given
+from advect.model.given import read_given
 from advect.model.integrators import Integrator, make_integrator, make_interpolant_integrator
 from advect.model.redraw import Draw, Integrate, ToData
 from advect.model.sampler_config import SamplerConfig
@@ -292,59 +292,10 @@ class Flow(VelocityField):
             x = way.finish(field, way.solve(field, way.enter(field, x0, rng), method, times)[-1])
         return without_padding(self.transform.inverse(x.float().cpu()), given)
 
-    @bounded
-    def log_prob(
-        self,
-        x: Tensor,
-        *,
-        cond: Mapping[str, ConditionValue] | None = None,
-        given: Any = None,
-        steps: Steps = 50,
-        solver: str = "rk4",
-        trace: Literal["exact", "hutchinson"] = "exact",
-        seed: Seed = 0,
-    ) -> Tensor:
-        """Log-density (n,) of data x (n, *S) per data unit, in nats, by change of variables.
-
-        It is that of :meth:`sample`'s law, in float32 whatever the precision of training, through the same coordinates
-        and exact steps at the ends. ``trace``: "exact" costs a derivative per element, "hutchinson" one derivative,
-        unbiased but for the determinants of those steps, with which the density is at most the exact one. Conditions
-        not in ``cond`` are null. With ``given``, values as in :meth:`sample` or True where an entry is known, it is
-        the conditional density of the other entries. Raises UserError unless the source has a density, sequences are
-        of one length and the data have a density.
-        """
-        self.check_continuous("log_prob")
-        x = self._checked(x, self.data_shape)
-        log_det = self.transform.log_det(x[0].numel()) if given is None else 0.0
-        if not self.source.has_density:
-            raise UserError(
-                f"log_prob needs a source with a density, and this flow starts from {type(self.source).__name__}"
-            )
-        if LENGTH in self.spec.conditions:
-            raise UserError("log_prob needs samples of one size, and this flow makes sequences of several lengths")
-        model, options = self.transform.forward(x).to(self.device), dict[str, Any](trace=trace)
-        if trace == "hutchinson":
-            options["generator"] = CounterRng(stream_seed(seed, Stream.LOG_PROB), 0, len(x))
-        way, times, method = self._way(solver, steps)
-        jitter = self.path.sigma_min if isinstance(self.path, AffinePath) else 0.0
-        start = lambda x0: self.source.log_prob(x0, jitter=jitter)
-        conditions = self._given(len(x), cond)
-        closed: Any = getattr(self.net, "closed_log_prob", None)
-        if given is None and closed is not None and (known := closed(model)) is not None:
-            return (known + log_det).float().cpu()
-        with self._full_precision() as exact:
-            exact.net = contiguous(self.net)
-            if given is None:
-                value = way.log_prob(exact._field(way, conditions), model, start, method, times, options)
-                return (value + log_det).float().cpu()
-            value = torch.zeros(len(x), dtype=torch.float64)
-            for question in questions(self, x, given):
-                rows, y = question.rows, question.asked_of(model)
-                field = question.field(exact, way, conditions, model)
-                if trace == "hutchinson":
-                    options["generator"] = CounterRng.at(stream_seed(seed, Stream.LOG_PROB), 0, rows, total=len(x))
-                value[rows] = way.log_prob(field, y, start, method, times, options).double().cpu() + question.log_det
-            return value.float()
+    if TYPE_CHECKING:
+        from advect.model.density import log_prob as log_prob
+    else:
+        log_prob = LazyMethod("advect.model.density")
 
     @contextmanager
     def _full_precision(self) -> Iterator[Flow]:

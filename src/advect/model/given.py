@@ -132,6 +132,11 @@ class Question:
     log_det: float
     level: Tensor | None = None
 
+    def of(self, some: Tensor) -> Question:
+        """That of ``some`` (m,) of its rows."""
+        level = None if self.level is None else self.level[some.to(self.level.device)]
+        return Question(self.rows[some.cpu().numpy()], self.asked, self.log_det, level)
+
     def asked_of(self, model: Tensor) -> Tensor:
         """The elements asked for (b, k), of all samples (n, *S), as the flow has them."""
         return self._whole(model).flatten(1)[:, self.asked.to(model.device)]

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advect.core.bounds import Count, Depth, Share, Width
+from advect.core.derivatives import input_alone
 from advect.core.registry import register
 from advect.core.types import Conditions
 from advect.networks.base import FlowNetwork, check_choice, check_inputs
 from advect.networks.embeddings import ConditionEmbedding, ConditionSizes, TimeEmbedding, TimeKind
+from advect.networks.input_jacobian import perceptron, plain_layers
 from advect.networks.layers import Head, checkpoint, dropout, modulate, plain_norm, start_adaln_zero, zeroed
 
 Activation = Literal["silu", "gelu", "tanh", "selu"]
@@ -93,9 +95,24 @@ class MLP(FlowNetwork):
         check_inputs("MLP", x_t, t, (self.inputs * self.dim,))
         activation = _ACTIVATIONS[self.activation]
         h = self.conditions(self.first(self._features(x_t, t)), cond)
+        if self._derived_alone(x_t):
+            return perceptron(x_t, h, self._into(), [*self.hidden, self.last], self.activation)
         for layer in self.hidden:
             h = layer(activation(h))
         return self.last(activation(h)).to(x_t.dtype)
+
+    def _derived_alone(self, x_t: Tensor) -> bool:
+        """Whether only derivatives in x_t are asked for, and the layers are as they were made."""
+        if torch.compiler.is_compiling() or not input_alone():
+            return False
+        return x_t.dtype == self.last.weight.dtype and plain_layers([self.first, *self.hidden, self.last])
+
+    def _into(self) -> Tensor:
+        """Derivative (width, inputs dim) of the first layer in x_t."""
+        into, mix = self.first.weight[:, : self.inputs * self.dim], self.input_map
+        if not isinstance(mix, Tensor):
+            return into
+        return torch.cat([into[:, : self.dim] @ mix.to(into.dtype), into[:, self.dim :]], 1)
 
     def _features(self, x_t: Tensor, t: Tensor) -> Tensor:
         t = t.to(x_t.dtype)[:, None]

@@ -18,8 +18,8 @@ from advect.solvers.base import Solver, SolverError, Velocity, expanded_times, n
 
 # Dormand & Prince 1980, RK5(4)7M; Hairer, Norsett & Wanner 1993, table II.5.2. The last row is the solution of
 # order 5, and its derivative is the first stage of the next step.
-_NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_STAGES = (
+NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
     (1 / 5,),
     (3 / 40, 9 / 40),
     (44 / 45, -56 / 15, 32 / 9),
@@ -28,9 +28,9 @@ _STAGES = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 # Order 5 minus the embedded order 4.
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 # The continuous extension of order 4 (Hairer, Norsett & Wanner 1993, II.6, and their code DOPRI5).
-_DENSE = (
+DENSE = (
     -12715105075 / 11282082432,
     0.0,
     87487479700 / 32700410799,
@@ -129,7 +129,7 @@ class DormandPrince(Solver):
     @torch.no_grad()
     def _error(self, x: Tensor, x_new: Tensor, k: list[Tensor], h: float) -> float:
         """Scaled error, without gradients: step selection is not part of the flow."""
-        error = _combine(k[0] * (h * _ERROR[0]), k[1:], _ERROR[1:], h)
+        error = _combine(k[0] * (h * ERROR[0]), k[1:], ERROR[1:], h)
         return self._scaled(error, torch.maximum(x.abs(), x_new.abs()))
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ def _combine(x: Tensor, k: Sequence[Tensor], weights: Sequence[float], h: float)
 def _stages(u: Velocity, x: Tensor, k1: Tensor, t: float, after: float) -> tuple[Tensor, list[Tensor]]:
     """State at ``after`` and the seven slopes, the last one there."""
     h, k, y = after - t, [k1], x
-    for weights, time in zip(_STAGES, expanded_times([(1 - c) * t + c * after for c in _NODES], x), strict=True):
+    for weights, time in zip(STAGES, expanded_times([(1 - c) * t + c * after for c in NODES], x), strict=True):
         y = _combine(x.add(k1, alpha=h * weights[0]), k[1:], weights[1:], h)
         k.append(u(y, time))
     return y, k
@@ -169,6 +169,6 @@ def _between(x: Tensor, x_new: Tensor, k: list[Tensor], h: float, theta: float) 
     rise = x_new - x
     left = (k[0] * h).sub_(rise)
     right = rise.sub(k[-1], alpha=h).sub_(left)
-    bend = _combine(k[0] * (h * _DENSE[0]), k[1:], _DENSE[1:], h)
+    bend = _combine(k[0] * (h * DENSE[0]), k[1:], DENSE[1:], h)
     inner = right.add_(bend, alpha=1 - theta).mul_(theta).add_(left).mul_(1 - theta).add_(rise)
     return x.add(inner, alpha=theta)

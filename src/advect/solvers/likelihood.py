@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advect.core import random
-from advect.core.derivatives import UnfusedAttention
+from advect.core.derivatives import UnfusedAttention, input_derivatives
 from advect.core.errors import UserError, did_you_mean
 from advect.core.random import Generator
 from advect.core.types import check_floating
@@ -43,7 +44,7 @@ class Linearised:
     ) -> None:
         self.create_graph, self.batched = create_graph, batched
         self._at = x if create_graph and x.requires_grad else x.detach().requires_grad_()
-        with torch.enable_grad(), UnfusedAttention():
+        with torch.enable_grad(), UnfusedAttention(), nullcontext() if create_graph else input_derivatives():
             self._u = velocity(self._at, t)
             if not self._u.requires_grad and not torch.equal(velocity(self._at + 0.1, t), self._u):
                 raise UserError(
@@ -66,9 +67,9 @@ class Linearised:
         return torch.stack([self._pull(v, together=False) for v in vectors])
 
     def _pull(self, vectors: Tensor, *, together: bool) -> Tensor:
-        options: dict[str, Any] = {"retain_graph": True, "create_graph": self.create_graph, "allow_unused": True}
-        (pulled,) = torch.autograd.grad(self._u, self._at, vectors, is_grads_batched=together, **options)
-        return torch.zeros_like(vectors) if pulled is None else pulled
+        options: dict[str, Any] = {"retain_graph": True, "create_graph": self.create_graph, "materialize_grads": True}
+        pull = lambda v: torch.autograd.grad(self._u, self._at, v, **options)[0]
+        return torch.func.vmap(pull)(vectors) if together else pull(vectors)
 
     def rows(self, chunk: int) -> Iterator[tuple[int, Tensor]]:
         """Rows of J for the elements of u, ``chunk`` at once: (K, B, D) with the first of the K elements."""
