@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import plane_mixture as mixture
@@ -149,8 +150,9 @@ def test_the_weights_integrate_polynomials_and_the_last_coefficients_are_chebysh
     for k in (0, 1, 5, count):
         assert _weights(count) @ x**k == pytest.approx(1 / (k + 1), abs=1e-12)
     polynomial = np.polynomial.chebyshev.chebval(1 - 2 * x, np.arange(count + 1.0))
-    found = _last_coefficients(count) @ polynomial
-    np.testing.assert_allclose(found, np.arange(count + 1.0)[-(count // 4) :], rtol=1e-9)
+    before, last = (part @ polynomial for part in _last_coefficients(count))
+    np.testing.assert_allclose(last, np.arange(count + 1.0)[-(count // 4) :], rtol=1e-9)
+    np.testing.assert_allclose(before, np.arange(count // 4 + 1.0, count // 2 + 1), rtol=1e-9)
 
 
 def test_estimated_errors_are_above_those_of_rough_integrands() -> None:
@@ -183,8 +185,34 @@ def test_a_velocity_that_breaks_is_found_where_it_does() -> None:
         log_prob_within(moving, torch.tensor([[math.nan, 0.0], [0.0, 0.0]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("count", [24, 96, 768])
+def test_estimated_errors_of_jumps_do_not_fall_behind(count: int) -> None:
+    t = torch.from_numpy(_shares(count))[:, None]
+    at = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.8 + 0.1
+    error = (torch.from_numpy(_weights(count)) @ (t > at).double() - (1 - at)).abs()
+    assert (error <= 2 * _error((t > at).double())).double().mean() > 0.95
+    assert (error <= 6 * _error((t > at).double())).all()
+
+
+def jump(x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    return torch.where(t[:, None] > 0.4713, x, -x)
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 1e-2, 1e-3])
+def test_a_jump_of_the_velocity_ends_right_or_is_said(tolerance: float) -> None:
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    growth = 0.5287 - 0.4713
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(x[:, 0] * math.exp(-growth)) - growth
+    try:
+        assert (log_prob_within(jump, x, tolerance) - exact).abs().max() < 2 * tolerance
+    except UserError as error:
+        assert "raise tolerance, or give steps" in str(error) and tolerance < 0.1
+    with pytest.warns(UserWarning, match=f"not found to {tolerance:g} nats") if tolerance < 1e-2 else nullcontext():
+        rough = log_prob_within(jump, x, tolerance, strict=False)
+    assert (rough - exact).abs().max() < max(2 * tolerance, 0.01)
+
+
 def test_a_velocity_too_rough_for_the_tolerance_is_said() -> None:
-    jump = lambda x, t, rows: torch.where(t[:, None] > 0.4713, x, -x)
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
     with pytest.raises(UserError, match=r"raise (tolerance|it), or give steps"):
         log_prob_within(jump, x, 1e-7)

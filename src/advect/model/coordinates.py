@@ -23,16 +23,20 @@ from advect.solvers.base import all_finite, not_finite
 from advect.solvers.diffusion_coefficients import Diffusion, diffusion_on
 from advect.solvers.row_likelihood import log_prob_within
 
+_CLOSE = 1e-4
+"""Times as near to the end count as this: networks know none of them."""
+
 FieldOf = Callable[[Tensor | None], Velocity]
 """The field of some rows (b,) of a batch, or None for all."""
 
 
 @dataclass(frozen=True)
 class Within:
-    """Densities to a ``tolerance`` in nats, each row by steps of its own."""
+    """Densities to a ``tolerance`` in nats, each row by steps of its own; about to it unless ``strict``."""
 
     tolerance: float
     field_of: FieldOf
+    strict: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class Coordinates(ABC):
     @abstractmethod
     def velocity(self, field: Velocity, *, together: bool = True) -> Velocity:
         """dy / dtau at y (B, *S), tau (B,): one time for all rows unless not ``together``."""
+
+    def slope(self, y: Tensor, u: Tensor, tau: Tensor) -> Tensor | None:
+        """Size (b,) of the gradient of the log density at y (b, *S), tau (b,), of velocity u; None where unknown."""
+        return None
 
     def scale(self, t: float) -> float:
         """x / y at t."""
@@ -180,7 +188,16 @@ class Coordinates(ABC):
         if within is not None:
             moving = lambda y, tau, rows: self.velocity(within.field_of(rows), together=False)(y, tau)
             with self.user_times():
-                value = log_prob_within(moving, y, within.tolerance, source=start, t0=taus[0], t1=taus[-1])
+                value = log_prob_within(
+                    moving,
+                    y,
+                    within.tolerance,
+                    source=start,
+                    t0=taus[0],
+                    t1=taus[-1],
+                    slope=self.slope,
+                    strict=within.strict,
+                )
             return value + change + gain
         apart = not method.adaptive and method.evaluations > 1  # more nodes where a trace is cheap
         nodes = round((len(taus) - 1) * (1 + (8 / max(d, 8)) ** 2)) if apart else None
@@ -205,8 +222,24 @@ def _finite(y: Tensor, step: str, t: float) -> Tensor:
     return y
 
 
+def _straight_slope(y: Tensor, u: Tensor, tau: Tensor) -> Tensor:
+    """That of ``y = (1 - tau) x0 + tau x1`` with x0 ~ N(0, I): the noise predicted, ``y - tau u``, by 1 - tau."""
+    noise = y - expand_right(tau.to(y.dtype), y) * u
+    return noise.flatten(1).norm(dim=1) / (1 - tau).clamp(min=_CLOSE)
+
+
+@dataclass(frozen=True)
 class Plain(Coordinates):
-    """The state itself, at t from 0 to 1."""
+    """The state itself, at t from 0 to 1.
+
+    Attributes:
+        straight: whether its path is.
+    """
+
+    straight: bool = False
+
+    def slope(self, y: Tensor, u: Tensor, tau: Tensor) -> Tensor | None:
+        return _straight_slope(y, u, tau) if self.straight else None
 
     def times(self, t: Sequence[float]) -> list[float]:
         return list(t)
@@ -238,6 +271,9 @@ class Rectified(Coordinates):
     noise: float = 1.0
     reach: float = 1.0
     open: bool = False
+
+    def slope(self, y: Tensor, u: Tensor, tau: Tensor) -> Tensor | None:
+        return _straight_slope(y, u, tau)
 
     def _at(self, t: float) -> tuple[float, float]:
         alpha, sigma, *_ = self.schedule.coefficients(torch.tensor([t], dtype=torch.float64))

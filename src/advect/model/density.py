@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ from advect.model.given import questions
 from advect.paths import AffinePath
 from advect.solvers import Solver
 from advect.solvers.row_likelihood import TOLERANCE
+from advect.solvers.row_steps import TooRough
 
 if TYPE_CHECKING:
     from advect.model.flow import Flow
@@ -46,7 +48,8 @@ def log_prob(
 
     Args:
         tolerance: estimated error of each row, in nats, from 1e-4 to 1; 1e-3 by default. Each row takes the steps
-            that it needs, whatever the other rows.
+            that it needs, whatever the other rows. What cannot be had to the default, as of a velocity with jumps, is
+            returned with a warning; to a tolerance that was asked for, it is refused.
         steps, solver: of the same number of steps for all rows instead, 50 of "rk4" by default, or of "dopri5".
         trace: "exact" costs a derivative per element, "hutchinson" one, in ``steps``, unbiased but for the
             determinants of the exact steps, with which the density is at most the exact one.
@@ -91,13 +94,17 @@ def log_prob(
 
 @dataclass(frozen=True)
 class _Scheme:
-    """How the ODE of a density is solved: to a ``tolerance``, or by ``method`` over the grid of ``times``."""
+    """How the ODE of a density is solved: to a ``tolerance``, or by ``method`` over the grid of ``times``.
+
+    Unless ``strict``, as where the tolerance is the default, what cannot be had to it is had by ``method``.
+    """
 
     way: Coordinates
     times: list[float]
     method: Solver
     trace: str
     tolerance: float | None
+    strict: bool
     source: Callable[[Tensor], Tensor]
 
     def __call__(self, field_of: FieldOf, x1: Tensor, rng: CounterRng) -> Tensor:
@@ -105,8 +112,22 @@ class _Scheme:
         options: dict[str, Any] = {"trace": self.trace}
         if self.trace == "hutchinson":
             options["generator"] = rng
-        within = None if self.tolerance is None else Within(self.tolerance, field_of)
-        return self.way.log_prob(field_of(None), x1, self.source, self.method, self.times, options, within)
+        solve = lambda within: self.way.log_prob(
+            field_of(None), x1, self.source, self.method, self.times, options, within
+        )
+        if self.tolerance is None:
+            return solve(None)
+        try:
+            return solve(Within(self.tolerance, field_of, self.strict))
+        except TooRough:
+            if self.strict:
+                raise
+            warnings.warn(
+                f"densities are not found to {self.tolerance:g} nats, as the velocity is not smooth; "
+                f"they are those of {len(self.times) - 1} steps",
+                stacklevel=3,
+            )
+            return solve(None)
 
 
 def _scheme(
@@ -121,4 +142,5 @@ def _scheme(
     way, times, method = flow._way("rk4" if solver is None else solver, 50 if steps is None else steps)
     jitter = flow.path.sigma_min if isinstance(flow.path, AffinePath) else 0.0
     source = lambda x0: flow.source.log_prob(x0, jitter=jitter)
-    return _Scheme(way, times, method, trace, None if fixed else TOLERANCE if tolerance is None else tolerance, source)
+    asked = None if fixed else TOLERANCE if tolerance is None else tolerance
+    return _Scheme(way, times, method, trace, asked, tolerance is not None, source)

@@ -32,7 +32,7 @@ def coordinates_of(path: Path, source: SourceDistribution, prediction: str, t_ep
     if not isinstance(path, AffinePath):
         return Plain()
     if prediction == "velocity" and isinstance(path.schedule, CondOT | LipmanOT):
-        return Plain()
+        return Plain(straight=True)
     return _rectified(path, prediction, t_eps)
 
 

@@ -93,7 +93,7 @@ class SolverError(UserError):
 
     def at(self, t: float) -> SolverError:
         """The same at another time, for a solver whose own times are no one else's."""
-        return SolverError(self.message, t)
+        return type(self)(self.message, t)
 
 
 def not_finite(name: str, t: float) -> SolverError:

@@ -15,11 +15,24 @@ from advect.solvers.dormand_prince import DENSE, ERROR, NODES, STAGES
 RowVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``u(x (b, *S), t (b,), rows (b,)) -> (b, *S)`` of some ``rows`` of a batch, each at its own time."""
 
-_FIRST, _SAFETY, _SHRINK, _GROW = 0.05, 0.9, 0.2, 5.0
+Slope = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+"""``(x (b, *S), u (b, *S), t (b,)) -> (b,)``: size of the gradient of the log density at x, t, or None if unknown."""
+
+_FIRST = 1e-3
+"""First step: a longer one passes over what narrow data have near t = 1, and its error may be small by chance."""
+
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 _LEAST = 1e-7
+_INTERVAL = 2.0
+"""Most steps that an interval of the trace covers: a peak between two nodes would not be seen."""
+
 _FAR = 10.0
 _MOST = 2000
 """Most steps of a sample, those refused included."""
+
+
+class TooRough(SolverError):
+    """A velocity that no steps, or no quadrature, follow to a tolerance."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +56,10 @@ class _Steps:
 class RowPaths:
     """Solutions of ``dx = u(x, t) dt`` for each row of x (B, *S) from t0 to t1, by order 5 with steps of its own.
 
-    The Euclidean norm of a step's error is at most ``tolerance (1 + (r / 10)^2) / (1 + r)``, with r the root mean
-    square of the state: an error moves the log density of N(0, I) at x by about r times as much, and that itself
-    grows as r^2. A row's solution depends on that row alone.
+    An error e at time t moves the log density at the start by the gradient of log p_t times e, whatever follows. So
+    the Euclidean norm of a step's error is at most ``tolerance (1 + (r / 10)^2) / max(1 + r, slope)``, with r the root
+    mean square of the state: 1 + r is that gradient's size for N(0, I), whose log density grows as r^2, and ``slope``
+    the size where it is known, as for concentrated data. A row's solution depends on that row alone.
 
     Attributes:
         end: states (B, *S) at t1.
@@ -54,8 +68,10 @@ class RowPaths:
     Raises UserError, with the time, where a state is not finite or a row needs too many steps.
     """
 
-    def __init__(self, u: RowVelocity, x: Tensor, t0: float, t1: float, tolerance: float) -> None:
-        self.t0, self.t1, self._u, self._tolerance = t0, t1, u, tolerance
+    def __init__(
+        self, u: RowVelocity, x: Tensor, t0: float, t1: float, tolerance: float, slope: Slope | None = None
+    ) -> None:
+        self.t0, self.t1, self._u, self._tolerance, self._slope = t0, t1, u, tolerance, slope
         self.end, self._steps = x.clone(), list[_Steps]()
         self.evaluations = torch.ones(len(x), dtype=torch.long, device=x.device)
         self._solve(x)
@@ -70,7 +86,7 @@ class RowPaths:
             h = torch.where(last, 1 - done, h)
             x_new, k = self._stages(x, k1, done, h, rows)
             self.evaluations[rows] += len(STAGES)
-            error = self._error(x, x_new, k, h * span)
+            error = self._error(x, x_new, k, done, h)
             fine = error <= 1
             kept = fine.nonzero()[:, 0]
             if len(kept):
@@ -96,7 +112,7 @@ class RowPaths:
         t = self.t0 + (self.t1 - self.t0) * done
         if infinite:
             return not_finite("dopri5", t)
-        return SolverError("solver 'dopri5' does not come past t = {t} at this tolerance; raise it, or give steps", t)
+        return TooRough("solver 'dopri5' does not come past t = {t} at this tolerance; raise it, or give steps", t)
 
     def _time(self, done: Tensor, x: Tensor) -> Tensor:
         return (self.t0 + (self.t1 - self.t0) * done).to(torch.promote_types(x.dtype, torch.float32))
@@ -110,12 +126,32 @@ class RowPaths:
             k.append(self._u(y, self._time(done + node * h, x), rows))
         return y, k
 
-    def _error(self, x: Tensor, x_new: Tensor, k: Sequence[Tensor], h: Tensor) -> Tensor:
+    def _error(self, x: Tensor, x_new: Tensor, k: Sequence[Tensor], done: Tensor, h: Tensor) -> Tensor:
         """Errors (b,) in units of the tolerance; inf where not finite."""
-        error = (expand_right(h.to(x.dtype), x) * _weighted(k, ERROR)).flatten(1).norm(dim=1).double()
+        step = expand_right((h * (self.t1 - self.t0)).to(x.dtype), x)
+        error = (step * _weighted(k, ERROR)).flatten(1).norm(dim=1).double()
         size = torch.maximum(x.flatten(1).norm(dim=1), x_new.flatten(1).norm(dim=1)).double() / x[0].numel() ** 0.5
-        far = (1 + size) / (1 + (size / _FAR).square())
-        return (error * far / self._tolerance).nan_to_num(torch.inf, torch.inf, torch.inf)
+        weight = 1 + size
+        if self._slope is not None:
+            for state, u, share in ((x, k[0], done), (x_new, k[-1], done + h)):
+                steep = self._slope(state, u, self._time(share, x))
+                weight = weight if steep is None else torch.maximum(weight, steep.double())
+        return (error * weight / (1 + (size / _FAR).square()) / self._tolerance).nan_to_num(
+            torch.inf, torch.inf, torch.inf
+        )
+
+    def least_intervals(self) -> Tensor:
+        """Intervals (B,) of Clenshaw and Curtis of which none is much longer than the steps around it.
+
+        The last step of a row, which its end cuts, does not count.
+        """
+        least = torch.zeros(len(self.end), dtype=torch.float64, device=self.end.device)
+        for steps in self._steps:
+            middle, inner = steps.t + steps.h / 2, steps.t + steps.h < 1 - 1e-9
+            needed = torch.pi * (middle * (1 - middle)).sqrt() / (_INTERVAL * steps.h)
+            rows = steps.rows[inner]
+            least[rows] = torch.maximum(least[rows], needed[inner])
+        return least
 
     def states(self, shares: Tensor, rows: Tensor) -> Tensor:
         """States (m, b, *S) of ``rows`` (b,) at the ``shares`` (m,) of the span, in (0, 1)."""
