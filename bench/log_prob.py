@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from interleave import machine
 from advect import FlowModel
 from advect.model.flow import Flow
 
-WAYS: dict[str, dict[str, int]] = {"tolerance 1e-3": {}, "50 steps": {"steps": 50}}
+WAYS: dict[str, dict[str, Any]] = {"tolerance 1e-3": {}, "50 steps": {"steps": 50}}
 
 
 def data(columns: int, rows: int) -> np.ndarray:

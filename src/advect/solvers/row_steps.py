@@ -90,10 +90,8 @@ class RowPaths:
             fine = error <= 1
             kept = fine.nonzero()[:, 0]
             if len(kept):
-                some = [part[kept] for part in (rows, done, h)]
-                self._steps.append(
-                    _Steps(*some, _terms(x[kept], x_new[kept], [part[kept] for part in k], some[2], span))
-                )
+                terms = _terms(x[kept], x_new[kept], [part[kept] for part in k], h[kept], span)
+                self._steps.append(_Steps(rows[kept], done[kept], h[kept], terms))
             finished = fine & last
             self.end[rows[finished]] = x_new[finished]
             go = (~finished).nonzero()[:, 0]
