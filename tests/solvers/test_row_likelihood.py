@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import numpy as np
 import plane_mixture as mixture
@@ -207,9 +206,6 @@ def test_a_jump_of_the_velocity_ends_right_or_is_said(tolerance: float) -> None:
         assert (log_prob_within(jump, x, tolerance) - exact).abs().max() < 2 * tolerance
     except UserError as error:
         assert "raise tolerance, or give steps" in str(error) and tolerance < 0.1
-    with pytest.warns(UserWarning, match=f"not found to {tolerance:g} nats") if tolerance < 1e-2 else nullcontext():
-        rough = log_prob_within(jump, x, tolerance, strict=False)
-    assert (rough - exact).abs().max() < max(2 * tolerance, 0.01)
 
 
 def test_a_velocity_too_rough_for_the_tolerance_is_said() -> None:

@@ -32,11 +32,10 @@ FieldOf = Callable[[Tensor | None], Velocity]
 
 @dataclass(frozen=True)
 class Within:
-    """Densities to a ``tolerance`` in nats, each row by steps of its own; about to it unless ``strict``."""
+    """Densities to a ``tolerance`` in nats, each row by steps of its own."""
 
     tolerance: float
     field_of: FieldOf
-    strict: bool = True
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,6 @@ class Coordinates(ABC):
                     t0=taus[0],
                     t1=taus[-1],
                     slope=self.slope,
-                    strict=within.strict,
                 )
             return value + change + gain
         apart = not method.adaptive and method.evaluations > 1  # more nodes where a trace is cheap

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,8 +19,6 @@ from advect.model.coordinates import Coordinates, FieldOf, Within
 from advect.model.given import questions
 from advect.paths import AffinePath
 from advect.solvers import Solver
-from advect.solvers.row_likelihood import TOLERANCE
-from advect.solvers.row_steps import TooRough
 
 if TYPE_CHECKING:
     from advect.model.flow import Flow
@@ -47,16 +44,15 @@ def log_prob(
     True where an entry is known, it is the conditional density of the other entries.
 
     Args:
-        tolerance: estimated error of each row, in nats, from 1e-4 to 1; 1e-3 by default. Each row takes the steps
-            that it needs, whatever the other rows. What cannot be had to the default, as of a velocity with jumps, is
-            returned with a warning; to a tolerance that was asked for, it is refused.
-        steps, solver: of the same number of steps for all rows instead, 50 of "rk4" by default, or of "dopri5".
+        tolerance: estimated error of each row, in nats, from 1e-4 to 1, by steps that each row chooses, whatever the
+            other rows: for narrow data, and for less than the cost of ``steps`` where they are easy.
+        steps, solver: the same number of steps for all rows, 50 of "rk4" by default, or of "dopri5".
         trace: "exact" costs a derivative per element, "hutchinson" one, in ``steps``, unbiased but for the
             determinants of the exact steps, with which the density is at most the exact one.
         seed: of the probes of "hutchinson".
 
-    Raises UserError for a bad argument, and unless the source has a density, sequences are of one length and the data
-    have a density.
+    Raises UserError for a bad argument, a velocity too rough for the ``tolerance``, and unless the source has a
+    density, sequences are of one length and the data have a density.
     """
     self.check_continuous("log_prob")
     x = self._checked(x, self.data_shape)
@@ -94,17 +90,13 @@ def log_prob(
 
 @dataclass(frozen=True)
 class _Scheme:
-    """How the ODE of a density is solved: to a ``tolerance``, or by ``method`` over the grid of ``times``.
-
-    Unless ``strict``, as where the tolerance is the default, what cannot be had to it is had by ``method``.
-    """
+    """How the ODE of a density is solved: to a ``tolerance``, or by ``method`` over the grid of ``times``."""
 
     way: Coordinates
     times: list[float]
     method: Solver
     trace: str
     tolerance: float | None
-    strict: bool
     source: Callable[[Tensor], Tensor]
 
     def __call__(self, field_of: FieldOf, x1: Tensor, rng: CounterRng) -> Tensor:
@@ -112,22 +104,8 @@ class _Scheme:
         options: dict[str, Any] = {"trace": self.trace}
         if self.trace == "hutchinson":
             options["generator"] = rng
-        solve = lambda within: self.way.log_prob(
-            field_of(None), x1, self.source, self.method, self.times, options, within
-        )
-        if self.tolerance is None:
-            return solve(None)
-        try:
-            return solve(Within(self.tolerance, field_of, self.strict))
-        except TooRough:
-            if self.strict:
-                raise
-            warnings.warn(
-                f"densities are not found to {self.tolerance:g} nats, as the velocity is not smooth; "
-                f"they are those of {len(self.times) - 1} steps",
-                stacklevel=3,
-            )
-            return solve(None)
+        within = None if self.tolerance is None else Within(self.tolerance, field_of)
+        return self.way.log_prob(field_of(None), x1, self.source, self.method, self.times, options, within)
 
 
 def _scheme(
@@ -142,5 +120,4 @@ def _scheme(
     way, times, method = flow._way("rk4" if solver is None else solver, 50 if steps is None else steps)
     jitter = flow.path.sigma_min if isinstance(flow.path, AffinePath) else 0.0
     source = lambda x0: flow.source.log_prob(x0, jitter=jitter)
-    asked = None if fixed else TOLERANCE if tolerance is None else tolerance
-    return _Scheme(way, times, method, trace, asked, tolerance is not None, source)
+    return _Scheme(way, times, method, trace, tolerance, source)

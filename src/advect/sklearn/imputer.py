@@ -10,8 +10,7 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from advect.core.bounds import Count
-from advect.sklearn.arguments import check_whole
-from advect.sklearn.model import FlowModel
+from advect.sklearn.model import FlowModel, check_whole
 
 
 class FlowImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from advect.config.plan import FEWEST, Plan, large_batch, long_average, long_warmup, rare_values
-from advect.core.bounds import Count, SampleCount, Steps
+from advect.core.bounds import Count, SampleCount, Steps, bounds_of, check_bounds
 from advect.core.errors import UserError
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
 from advect.sklearn.adapters import ArrayAdapter, DataAdapter, adapter_class, check_options, columns_of_numbers
-from advect.sklearn.arguments import check_minutes, check_whole, own_generator
 from advect.sklearn.conditioning import Conditioning, Labels, conditioning_of, label_condition
 from advect.sklearn.fitting import FittedFlow, fit_flow
 from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
@@ -37,18 +38,29 @@ PASSES = 200
 BATCH = 256
 """Batch size by default, also of fewer rows: each is then seen with several draws of noise and time."""
 
-_LATENT_STEPS = 20
-
-_IN_DOUBLE = 256
-"""Rows up to which densities to a tolerance are computed in float64, which takes twice as long: scikit-learn's checks
-compare a few rows, together and alone, to 1e-7.
-"""
-
 GAP = 1.0
 """Nats an element by which memorised rows are likelier than others."""
 
 
 _COUNTS: dict[str, Any] = {"steps": Count, "n_iter_no_change": Count, "sample_steps": Steps, "density_steps": Steps}
+
+
+def check_whole(name: str, value: Any, bounds: Any) -> None:
+    """Raise UserError unless an argument is a whole number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name} must be a whole number, got {value!r}")
+    check_bounds(name, value, bounds_of(bounds))
+
+
+def check_minutes(minutes: Any) -> None:
+    """Raise UserError unless ``minutes`` is None or a finite number above 0."""
+    if minutes is not None and (not isinstance(minutes, numbers.Real) or not 0 < float(minutes) < math.inf):
+        raise UserError(f"max_minutes must be a finite number of minutes above 0, got {minutes!r}; 5 is usual")
+
+
+def own_generator(random_state: Any) -> np.random.RandomState:
+    """That of ``random_state``; for None a new one, and not NumPy's global one, which other threads may draw from."""
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
 
 
 class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
@@ -80,8 +92,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             without y, that early stopping watches.
         solver: "euler", "midpoint", "heun", "rk4", "ab2", "dpmpp2m" or "dopri5", for :meth:`sample`.
         sample_steps: its steps.
-        density_steps: steps of "rk4" for densities and latents. None: densities are within about 1e-3 nats, by steps
-            that each row chooses, and latents by 20.
+        density_steps: steps of "rk4" for densities and latents.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...
         options: other flags of ``advect train``, named with underscores, such as
             ``{"times": "logit-normal", "ema_decay": 0.99, "network": "resmlp"}``; of the data "value_range" (images),
@@ -121,7 +132,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         base: str | None = "auto",
         solver: str = "midpoint",
         sample_steps: int = 50,
-        density_steps: int | None = None,
+        density_steps: int = 20,
         device: str = "auto",
         options: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -181,7 +192,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
     def _check_arguments(self) -> None:
         for name, bounds in _COUNTS.items():
             value = getattr(self, name)
-            if name not in ("steps", "density_steps") or value is not None:
+            if name != "steps" or value is not None:
                 check_whole(name, value, bounds)
         check_minutes(self.max_minutes)
         if self.early_stopping not in (True, False, "auto"):
@@ -274,10 +285,7 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
         return self._fitted.adapter.from_tensor(x)
 
     def score_samples(self, X: Any, y: Any = None) -> np.ndarray:
-        """Log density (N,) of each row, in nats and data units, by the exact trace; without y of X alone.
-
-        By default in float64 for up to 256 rows, and in float32 for more.
-        """
+        """Exact log density (N,) of each row, in nats and data units; without y of X alone."""
         x = self._tensor(X)
         scores = [self._in_blocks("log_prob", x, y, flow) for flow in self._flows]
         return mixed_log_prob(scores).numpy()
@@ -333,19 +341,17 @@ class FlowModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin,
             raise UserError(f"X must have shape (n, {', '.join(map(str, expected))}), got {tuple(shape)}")
 
     def _in_blocks(self, what: str, x: Tensor, y: Any, flow: Flow) -> Tensor:
-        """Apply a method of a flow to blocks of rows, which bounds memory; in float64 but for densities of many."""
-        to_tolerance = what == "log_prob" and self.density_steps is None
-        if not to_tolerance or len(x) <= _IN_DOUBLE:
-            flow = double_precision(flow)
-        cond = label_condition(self._conditioning, y, len(x))
+        """Apply a method of a flow, in float64, to blocks of rows, which bounds memory."""
+        flow, cond = double_precision(flow), label_condition(self._conditioning, y, len(x))
         if self._conditioning is not None and not cond and not self.flow_.null:
             raise UserError("the model was fitted with label_dropout=0, so it knows nothing without labels; give y")
-        rows, parts = 1024, []
-        how = {} if to_tolerance else {"steps": int(self.density_steps or _LATENT_STEPS), "solver": "rk4"}
+        rows = 1024
+        parts = []
         for first in range(0, len(x), rows):
             block = slice(first, first + rows)
             part = {name: Encoded(value.values[block]) for name, value in cond.items()}
-            parts.append(getattr(flow, what)(x[block], cond=part or None, **how))
+            options: dict[str, Any] = {"cond": part or None, "steps": int(self.density_steps), "solver": "rk4"}
+            parts.append(getattr(flow, what)(x[block], **options))
         return torch.cat(parts).double()
 
     def _tensor(self, X: Any) -> Tensor:

@@ -19,13 +19,12 @@ from advect.core.random import Stream, stream_seed
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
 from advect.sklearn.adapters import ArrayAdapter, check_options
-from advect.sklearn.arguments import check_minutes, check_whole, own_generator
 from advect.sklearn.composition import compose, product_law
 from advect.sklearn.embedding import embedding_of
 from advect.sklearn.fitting import FittedFlow, fit_flow
 from advect.sklearn.location import LinearLocation
 from advect.sklearn.mixture import double_precision, mixed_log_prob, sample_mixture
-from advect.sklearn.model import BATCH
+from advect.sklearn.model import BATCH, check_minutes, check_whole, own_generator
 from advect.sklearn.observations import Observed, as_numbers, check_inside, read_pairs
 from advect.sklearn.prior_laws import prior_of
 from advect.sklearn.priors import Prior

@@ -24,12 +24,11 @@ from advect.metrics import ConformalIntervals, crps
 from advect.model.conditions import Encoded
 from advect.model.flow import Flow
 from advect.sklearn.adapters import ArrayAdapter, FrameAdapter
-from advect.sklearn.arguments import check_whole
 from advect.sklearn.conditioning import check_reals
 from advect.sklearn.fitting import fit_flow
 from advect.sklearn.location import Location
 from advect.sklearn.mixture import double_precision, mixed_log_prob
-from advect.sklearn.model import BATCH
+from advect.sklearn.model import BATCH, check_whole
 from advect.sklearn.settings import Settings, resolve, warn
 
 X_ = "x"

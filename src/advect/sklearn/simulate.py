@@ -19,7 +19,7 @@ from advect.core.errors import UserError
 from advect.core.files import atomic_write, claim_folder, explain_disk_errors, read_file, regular
 from advect.core.progress import Progress
 from advect.core.random import Stream, stream_seed
-from advect.sklearn.arguments import check_whole
+from advect.sklearn.model import check_whole
 from advect.sklearn.prior_laws import prior_of
 from advect.sklearn.settings import warn
 

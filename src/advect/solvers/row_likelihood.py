@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -18,15 +17,13 @@ from advect.solvers.likelihood import CHUNK, ExactDivergence, standard_normal_lo
 from advect.solvers.row_steps import RowPaths, RowVelocity, Slope, TooRough
 
 TOLERANCE = 1e-3
-"""Nats by which a density may be wrong, by default."""
+"""Nats by which a density may be wrong."""
 
 LEAST = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Least tolerances that the rounding of a type leaves room for."""
 
 _STATE = 100.0
-_FIRST, _FEWER, _FINEST, _LAST = 24, 24 << 2, 24 << 4, 24 << 6
-_ROUGH = "not found to {:g} nats, as the velocity is not smooth there"
-_CHEAP = 64
+_FIRST, _FINEST, _LAST = 24, 24 << 4, 24 << 6
 _ROUNDING = 16
 _ROWS, _NUMBERS, _STORED = 1024, 1 << 14, 1 << 24
 
@@ -42,7 +39,6 @@ def log_prob_within(
     t1: float = 1.0,
     chunk: int | None = None,
     slope: Slope | None = None,
-    strict: bool = True,
 ) -> Tensor:
     """Log density (B,), in nats, of x1 (B, *S), with an estimated error of at most ``tolerance`` nats for each.
 
@@ -56,8 +52,6 @@ def log_prob_within(
         tolerance: from 1e-4, or in float64 from 1e-8, to 1.
         source, t0, t1, chunk: as in :func:`log_prob`.
         slope: see :class:`RowPaths`; without it data must not be much narrower than the source.
-        strict: whether a trace too rough to integrate is refused; else what 96 intervals give, or 384 in up to 64
-            dimensions, is returned with a warning.
 
     No trace is asked to be more exact than the rounding of its type. Raises UserError for a tolerance out of range, a
     state that is not finite, and TooRough, which is one, for a velocity or a trace too rough.
@@ -73,7 +67,7 @@ def log_prob_within(
     for first in range(0, max(1, len(x1)), block):
         some = x1[first : first + block]
         own: RowVelocity = lambda x, t, rows, first=first: velocity(x, t, rows + first)
-        parts.append(_within(own, some, tolerance, t0, t1, CHUNK if chunk is None else chunk, slope, strict))
+        parts.append(_within(own, some, tolerance, t0, t1, CHUNK if chunk is None else chunk, slope))
     x0, change = (torch.cat(part) for part in zip(*parts, strict=True))
     return source(x0) + change
 
@@ -86,7 +80,6 @@ def _within(
     t1: float,
     chunk: int,
     slope: Slope | None,
-    strict: bool,
 ) -> tuple[Tensor, Tensor]:
     """x0 (B, *S), and the integral of the divergence from t1 to t0 (B,)."""
     if not len(x1):
@@ -96,22 +89,17 @@ def _within(
     rows, count = torch.arange(len(x1), device=x1.device), _FIRST
     finest = paths.least_intervals().clamp(max=_FINEST)
     values, integral = traces.more(rows, count, None), x1.new_zeros(len(x1), dtype=torch.float64)
-    most = _LAST if strict else _FINEST if x1[0].numel() <= _CHEAP else _FEWER
     while True:
         least = (_ROUNDING * torch.finfo(x1.dtype).eps * values.abs().mean(0)).clamp(min=tolerance)
         rough = (_error(values) > least) | (count < finest[rows])
-        done = ~rough if strict or 2 * count <= most else torch.ones_like(rough)
-        integral[rows[done]] = _on(values, _weights(count)) @ values[:, done]
+        integral[rows[~rough]] = _on(values, _weights(count)) @ values[:, ~rough]
         if not rough.any():
             return paths.end, ((t0 - t1) * integral).to(x1.dtype)
-        if done.all():
-            warnings.warn(f"densities are {_ROUGH.format(tolerance)}; they are about right", stacklevel=2)
-            return paths.end, ((t0 - t1) * integral).to(x1.dtype)
         rows, count = rows[rough], 2 * count
-        if count > most:
+        if count > _LAST:
             raise TooRough(
-                f"the densities of {len(rows)} of {len(x1)} samples are {_ROUGH.format(tolerance)}; raise tolerance, "
-                "or give steps"
+                f"the densities of {len(rows)} of {len(x1)} samples are not found to {tolerance:g} nats, as the "
+                "velocity is not smooth there; raise tolerance, or give steps"
             )
         values = traces.more(rows, count, values[:, rough])
 
