@@ -128,7 +128,7 @@ def check_inputs(net: str, x_t: Tensor, t: Tensor, shape: Sequence[int | str]) -
     )
     if not right:
         raise UserError(f"this {net} takes x_t of shape (B, {', '.join(map(str, shape))}), got {tuple(x_t.shape)}")
-    if t.shape == (len(x_t), 2):
+    if t.shape == (x_t.shape[0], 2):
         raise UserError(
             f"this {net} takes one time a sample, got t of shape {tuple(t.shape)}, the starts and ends of steps; wrap "
             "it in networks.base.TwoTimes, or take a loss such as FlowMatching"

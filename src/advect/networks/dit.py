@@ -144,7 +144,7 @@ class DiT(FlowNetwork):
         else:
             h = h + grid_sincos(*self._places(patches), h.shape[2]).to(h.dtype)
         if self.registers is not None:
-            h = torch.cat([self.registers.to(h.dtype).expand(len(h), -1, -1), h], 1)
+            h = torch.cat([self.registers.to(h.dtype).expand(h.shape[0], -1, -1), h], 1)
         for block in self.blocks:
             h = checkpoint(block, h, emb, rotation, recompute=self.grad_checkpointing)
         if self.registers is not None:

@@ -194,7 +194,7 @@ class ConditionEmbedding(nn.Module):
     def forward(self, h: Tensor, cond: Conditions | None = None) -> Tensor:
         cond = cond or {}
         for name, value in cond.items():
-            self._check(name, value, len(h))
+            self._check(name, value, h.shape[0])
         maps = iter(self.maps)
         for (name, size), table in zip(self.sizes.items(), self.tables, strict=True):
             embed = next(maps) if isinstance(size, Vector) else None

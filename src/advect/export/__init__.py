@@ -1,0 +1,1 @@
+"""Trained flows as files that run without advect: the network, and a sampler of fixed steps."""
