@@ -133,8 +133,8 @@ class SamplerModule(Named):
             return field(x, t, cond)
         null = null_conditions(cond)
         both = {name: torch.cat([value, null[name]]) for name, value in cond.items()}
-        with_cond, without = field(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return torch.lerp(without, with_cond, scale)
+        u, batch = field(torch.cat([x, x]), torch.cat([t, t]), both), x.shape[0]
+        return torch.lerp(u[batch:], u[:batch], scale)
 
 
 def is_rectified(coordinates: object) -> bool:

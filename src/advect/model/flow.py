@@ -120,15 +120,25 @@ class Flow(VelocityField):
         x, nfe = draw(shape, model_units=model_units, progress=progress, calls=calls)
         return Samples(x, conditions, nfe, self.spec, integrator.times if trajectory else None)
 
+    @bounded
+    def noise(
+        self, n: SampleCount, *, seed: Seed = 0, cond: Mapping[str, ConditionValue] | Sequence[str] | None = None
+    ) -> Tensor:
+        """The initial states (n, *S) from which :meth:`sample` of the same n, seed and conditions starts."""
+        given = self._on_device(self.conditions(n, cond, seed))
+        return self.initial_noise.sample(noise_of(seed, range(n), n), self.spec.shape, given, device=self.device).cpu()
+
     if TYPE_CHECKING:
         from advect.model.hub import push_to_hub as push_to_hub
         from advect.model.hub import save_pretrained as save_pretrained
+        from advect.export.files import export as export
         from advect.model.measures import log_prob_bound as log_prob_bound
         from advect.model.measures import straightness as straightness
         from advect.model.posterior import sample_posterior as sample_posterior
     else:
         push_to_hub, save_pretrained = LazyMethod("advect.model.hub"), LazyMethod("advect.model.hub")
         sample_posterior = LazyMethod("advect.model.posterior")
+        export, sample_posterior = LazyMethod("advect.export.files"), LazyMethod("advect.model.posterior")
         log_prob_bound, straightness = LazyMethod("advect.model.measures"), LazyMethod("advect.model.measures")
 
     def _check_guidance(self, guidance: float, interval: tuple[float, float] | None) -> None:

@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.features = found.shape[1]
 
     def forward(self, rows: Tensor) -> Tensor:
-        if self.training:
+        if self.training or torch.compiler.is_exporting():  # a graph has no place for how many are distinct
             return self.module(rows.unflatten(1, self.shape))
         distinct, places = torch.unique_consecutive(rows, dim=0, return_inverse=True)
         return self.module(distinct.unflatten(1, self.shape))[places]
@@ -64,7 +64,7 @@ class NetworkFeatures(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x + self.net(x, x.new_zeros(len(x)))
+        h = x + self.net(x, x.new_zeros(x.shape[0]))
         if h[0].numel() <= MOST or self.net.takes == "vector":
             return h.flatten(1)
         if self.net.takes == "sequence":

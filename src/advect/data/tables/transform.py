@@ -86,7 +86,7 @@ class TableTransform(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         """Model units (B, D) to table units (B, K) float64; NaN is missing."""
         parts = zip(self.columns, x.split(self.widths, 1), strict=True)
-        missing = x.new_full((len(x),), torch.nan, dtype=torch.float64)
+        missing = x.new_full((x.shape[0],), torch.nan, dtype=torch.float64)
         y = [missing if i in self.derived else column.inverse(part) for i, (column, part) in enumerate(parts)]
         rows = torch.stack(y, 1)
         return rows if self.constraints is None else self.constraints.derived(rows)
@@ -94,7 +94,7 @@ class TableTransform(Transform):
     def unrounded(self, x: Tensor) -> Tensor:
         """Columns that rules derive have no derivative."""
         parts = zip(self.columns, x.split(self.widths, 1), strict=True)
-        missing = x.new_full((len(x),), torch.nan, dtype=torch.float64)
+        missing = x.new_full((x.shape[0],), torch.nan, dtype=torch.float64)
         y = [missing if i in self.derived else column.unrounded(part) for i, (column, part) in enumerate(parts)]
         rows = torch.stack(y, 1)
         if self.constraints is None:
