@@ -43,6 +43,7 @@ SLOW = {
     "doctor digits": 2,
     "doctor run": 4,
     "report run": 4,
+    "export run": 4,
 }
 """Examples of a round of calls that take seconds each: the machine's doctor compiles a network."""
 TRAININGS = 4

@@ -35,6 +35,7 @@ WRITERS = {
     "eval": "eval run --num-samples 20 --num-steps 1 --metrics energy --device cpu --output out/eval.json",
     "report": "report run --num-samples 20 --nfes 2 --device cpu --output-dir out",
     "ema": "ema run --length 0.1",
+    "export": "export run --num-steps 2 --output out",
     "data pack": "data pack images --image-size 8 --output out",
     "distill": "distill run --max-steps 4 --sample-every 0 --threads 1 --output-dir out",
     "push": "push run ./out --license mit",

@@ -67,7 +67,7 @@ DATA = {
 }
 """By a word of a call: the network and the format of its data, and what a network must take."""
 
-OUTPUT = {"eval": "out/eval.json", "ema": "out/average.safetensors", "data": "out"}
+OUTPUT = {"eval": "out/eval.json", "ema": "out/average.safetensors", "data": "out", "export": "out"}
 
 LONG = {"compile_model", "full", "wandb", "minutes", "features", "eval_features", "json"}
 """Flags that compile, wait or train networks of their own for minutes, and are not drawn."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from torch import Tensor
 from advect.core import registry
 from advect.core.bounds import GuidanceScale, SampleCount, Seed, Steps, Time, bounded
 from advect.core.errors import UserError, did_you_mean
-from advect.core.files import atomic_write, atomic_write_text, claim_folder
+from advect.core.files import atomic_write, check_name, claim_folder
 from advect.core.types import Conditions
+from advect.data.numpy_files import save_arrays
 from advect.export import card, tracing
 from advect.export.modules import NetworkModule, SamplerModule, is_rectified, on_cpu
 from advect.export.recurrence import MOST_CALLS, find_recurrence
@@ -83,21 +83,34 @@ def export(
     files = made.files(format, example)
     with claim_folder(place, "--output"):
         _check_folder(place, overwrite)
-        if overwrite:
-            (place / CARD).unlink(missing_ok=True)
-        for name, content in files.items():
-            if isinstance(content, bytes):
-                atomic_write(place / name, lambda path, content=content: path.write_bytes(content))
-            else:
-                atomic_write_text(place / name, content)
-    return [place / name for name in files]
+        return _write(place, files, example)
+
+
+_OWN = {CARD, EXAMPLE, *(f"{part}{suffix}" for part in ("network", "sampler") for suffix in SUFFIXES.values())}
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise UserError for a whole export without ``overwrite``, and for a folder of other files."""
+    check_name(folder, "--output")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file; name a folder")
-    if folder.is_dir() and not overwrite and any(p for p in folder.iterdir() if not p.name.startswith(".")):
-        raise UserError(f"--output {folder} is not empty; name another folder, or give --overwrite")
+    if (folder / CARD).exists() and not overwrite:
+        raise UserError(f"--output {folder} holds an export already; name another folder, or give --overwrite")
+    others = [p.name for p in folder.iterdir() if p.name not in _OWN and p.name[0] != "."] if folder.is_dir() else []
+    if others:
+        raise UserError(f"--output {folder} holds {min(others)!r}, which is no export; name a folder of its own")
+
+
+def _write(place: Path, files: Mapping[str, bytes | str], example: Mapping[str, np.ndarray]) -> list[Path]:
+    """Write an export, ``export.json`` last: without it none is there."""
+    (place / CARD).unlink(missing_ok=True)
+    for name in _OWN - files.keys() - {EXAMPLE}:
+        (place / name).unlink(missing_ok=True)
+    save_arrays(place / EXAMPLE, example)
+    for name, content in files.items():
+        data = content.encode() if isinstance(content, str) else content
+        atomic_write(place / name, lambda path, data=data: path.write_bytes(data))
+    return [place / name for name in (*list(files)[:-1], EXAMPLE, CARD)]
 
 
 def check_exportable(flow: Flow, config: SamplerConfig, *, model_units: bool) -> SamplerConfig:
@@ -113,7 +126,7 @@ def check_exportable(flow: Flow, config: SamplerConfig, *, model_units: bool) ->
             f"solver {config.ode_solver.name!r} chooses its own steps, and an export has fixed ones; take midpoint"
         )
     if isinstance(config.ode_solver, FlowMap) and config.ode_solver.noise:
-        raise UserError("solver 'flow-map' with noise put back draws at each step, and has no export; leave noise at 0")
+        raise UserError("solver 'flow-map' with noise draws at each step, and has no export; leave its noise at 0")
     if flow.transform.constraints is not None and not model_units:
         raise UserError(
             "rows that break --rule are drawn anew, which an export does not; give --model-units, and check them"
@@ -171,14 +184,14 @@ class Exported:
         arguments = {name: value for name, value in self.config.arguments().items() if name != "image_size"}
         found = self.flow.sample(n, seed=seed, cond=self.cond, model_units=self.model_units, **arguments)
         noise = self.flow.noise(n, seed=seed, cond=self.cond)
-        given = {name: found.encoded[name] for name in self.sampler.names}
+        given = {_input_name(name): found.encoded[name] for name in self.sampler.names}
         return {name: value.numpy() for name, value in {"noise": noise, **given, "samples": found.x}.items()}
 
     def files(self, format: str, example: Mapping[str, np.ndarray]) -> dict[str, bytes | str]:
         """Content by name, ``export.json`` last. Raises UserError for a part that has no place in a graph."""
         rows = {name: torch.from_numpy(value) for name, value in example.items()}
         samples = rows.pop("samples")
-        given = [rows[name] for name in self.sampler.names]
+        given = [rows[_input_name(name)] for name in self.sampler.names]
         few = [_rows(value, _TRACED) for value in (rows["noise"], *given)]
         t = torch.full((_TRACED, 2) if self.flow.learns_steps else (_TRACED,), 0.5)
         calls = {
@@ -200,7 +213,7 @@ class Exported:
             out = card.describe_tensors([output], [samples if what == "sampler" else inputs[0]])
             described = {"inputs": card.describe_tensors(names, inputs), "outputs": out}
             files[name], parts[what] = content, {"file": name, **described}
-        return {**files, EXAMPLE: _npz(example), CARD: self._card(format, parts)}
+        return {**files, CARD: self._card(format, parts)}
 
     def _card(self, format: str, parts: Mapping[str, Any]) -> str:
         from advect import __version__
@@ -266,9 +279,3 @@ def _check_same(got: Tensor, wanted: Tensor, format: str) -> None:
     near |= got.isnan() & wanted.isnan()
     if got.shape != wanted.shape or near.double().mean() < 0.99:
         raise UserError(f"samples of the {format} export are not those of the flow; take another solver, or format")
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-    return file.getvalue()

@@ -89,16 +89,16 @@ def _coefficients(rows: list[np.ndarray], i: int) -> np.ndarray:
         columns[i + 1 - m, _INPUTS + m] = 1.0
         there.append(_INPUTS + m)
     columns[:, -1] = rows[i + 1]
-    small = np.linalg.qr(columns, mode="r")
+    small: np.ndarray = np.linalg.qr(columns, mode="r")  # pyright: ignore[reportAssignmentType]
     target, limit = small[:, -1], _TOLERANCE * max(1.0, float(np.linalg.norm(rows[i + 1])))
     for count in range(1, len(there) + 1):
         fitting = []
         for support in combinations(there, count):
-            value, *_ = np.linalg.lstsq(small[:, support], target, rcond=1e-14)
-            if np.linalg.norm(small[:, support] @ value - target) <= limit:
+            value, *_ = np.linalg.lstsq(small[:, list(support)], target, rcond=1e-14)
+            if np.linalg.norm(small[:, list(support)] @ value - target) <= limit:
                 found = np.zeros(_INPUTS + _OUTPUTS)
                 found[list(support)] = value
                 fitting.append(found)
         if fitting:
             return min(fitting, key=lambda found: float(np.abs(found).sum()))
-    raise UserError("this solver keeps more of its past than an exported sampler does; take midpoint, heun, rk4 or ab2")
+    raise UserError("this solver keeps more of its past than an export does; take midpoint, heun, rk4 or ab2")

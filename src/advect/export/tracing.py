@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import warnings
@@ -38,9 +39,7 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], what: str) -> Any:
             ) from error
 
 
-def _parameters(module: nn.Module) -> list[Any]:
-    import inspect
-
+def _parameters(module: nn.Module) -> list[inspect.Parameter]:
     return list(inspect.signature(module.forward).parameters.values())
 
 
@@ -91,7 +90,8 @@ def _first_line(error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0][:200] if str(cause).strip() else 'no message'}"
+    lines = str(cause).strip().splitlines() or ["no message"]
+    return f"{type(cause).__name__}: {lines[0][:200]}"
 
 
 @contextmanager
