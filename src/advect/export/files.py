@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advect.config.resume import versions
 from advect.core import registry
 from advect.core.bounds import GuidanceScale, SampleCount, Seed, Steps, Time, bounded
 from advect.core.errors import UserError, did_you_mean
@@ -216,12 +217,10 @@ class Exported:
         return {**files, CARD: self._card(format, parts)}
 
     def _card(self, format: str, parts: Mapping[str, Any]) -> str:
-        from advect import __version__
-
         null, conditions = self.flow.null, self.flow.spec.conditions
         facts = {
             "format": format,
-            "advect": __version__,
+            "advect": versions().get("advect", "unknown"),
             "torch": torch.__version__,
             **parts,
             "conditions": {

@@ -28,7 +28,7 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], what: str) -> Any:
     batch = torch.export.Dim("batch", min=1)
     shapes: list[Any] = [{0: batch} for _ in inputs]
     fixed = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in _parameters(module))
-    dynamic = (*shapes[:fixed], tuple(shapes[fixed:]))
+    dynamic = (*shapes[:fixed], *([tuple(shapes[fixed:])] if shapes[fixed:] else []))
     with torch.no_grad(), _quiet():
         try:
             return torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=dynamic, strict=False)

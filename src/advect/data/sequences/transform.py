@@ -151,11 +151,11 @@ class SequenceTransform(Transform):
         if self.start is None:
             return self._steps(x)
         real = (x != 0).any(-1)
-        real = torch.where(real.any(1, keepdim=True), real, True)[..., None]
+        real = (real | ~real.any(1, keepdim=True))[..., None]
         mean = (x.double() * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
         at = sum(column.width for column in self.columns)
         first = self.start.inverse(mean[:, 0, at : at + self.start.width])
-        places = mean[:, 0, width:].T.reshape(2, len(self.periods), len(x))
+        places = mean[:, 0, width:].T.reshape(2, len(self.periods), x.shape[0])
         for period, cos, sin in zip(self.periods, *places, strict=True):
             turns = torch.atan2(sin, cos) / (2 * torch.pi) - first / period
             first = first + (turns - turns.round()) * period

@@ -6,6 +6,7 @@ A category is coded one-hot as +-1, and a missing value is one of the categories
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -87,10 +88,15 @@ class Code:
 
     def decode(self, z: Tensor) -> Tensor:
         """Categories (B,) int64 of the nearest codes to z (B, width)."""
-        category = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        category = torch.zeros(z.shape[0], dtype=torch.int64, device=z.device)
         for size, (start, width) in zip(self.sizes, self.places(), strict=True):
             digit = z[:, start : start + width].argmax(1) if width > 1 else (z[:, start] > 0).long()
             category = category * size + digit
+        if torch.compiler.is_exporting():
+            if math.prod(self.sizes) == self.count:
+                return category
+            every = self.encode(torch.arange(self.count, device=z.device))
+            return torch.where(category >= self.count, (z.double() @ every.T).argmax(1), category)
         beyond = (category >= self.count).nonzero()[:, 0]
         if len(beyond):  # digits that no category has: codes are of one length, so the nearest has the largest product
             every = self.encode(torch.arange(self.count, device=z.device))

@@ -186,7 +186,7 @@ class Number(Column):
         return self.rounded(self.unrounded(z))
 
     def unrounded(self, z: Tensor) -> Tensor:
-        return self.scaling.inverse(z[:, 0]) if self.value_width else z.new_full((len(z),), self.low).double()
+        return self.scaling.inverse(z[:, 0]) if self.value_width else z.new_full((z.shape[0],), self.low).double()
 
     def rounded(self, x: Tensor) -> Tensor:
         """Nearest values that the column can have."""
@@ -317,6 +317,8 @@ class Categories(Column):
     def _decode(self, z: Tensor) -> Tensor:
         codes = self._codes.to(z.device)
         # All codes have one length, so the nearest has the largest product; in blocks, as there may be many codes.
+        if torch.compiler.is_exporting():
+            return (z @ codes.T).argmax(1).double()
         return torch.cat([(part @ codes.T).argmax(1) for part in z.split(1024)]).double() if len(z) else z.sum(1)
 
     def unfit(self, x: np.ndarray) -> tuple[int, str] | None:

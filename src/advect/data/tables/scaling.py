@@ -104,7 +104,8 @@ class QuantileScaling(Scaling):
 
     def _knots(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Stored values, their levels in (0, 1) and normal quantiles, each (K,) float64."""
-        levels, normal = _levels(self.count, len(self.values))
+        made = _traced_levels if torch.compiler.is_exporting() else _levels
+        levels, normal = made(self.count, len(self.values))
         return torch.tensor(np.asarray(self.values), device=device), levels.to(device), normal.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,12 +114,16 @@ class QuantileScaling(Scaling):
         first, after = torch.searchsorted(values, x), torch.searchsorted(values, x, right=True)
         last = len(values) - 1
         middle = (levels[first.clamp(max=last)] + levels[(after - 1).clamp(min=0)]) / 2
-        return torch.where(after > first, torch.special.ndtri(middle), _lines(x, values, normal))
+        return torch.where(after > first, torch.special.ndtri(middle), _lines(x, values, normal, self._flat))
 
     def inverse(self, z: Tensor) -> Tensor:
         z = z.double().contiguous()
         values, _, normal = self._knots(z.device)
-        return _lines(z, normal, values)
+        return _lines(z, normal, values, self._flat)
+
+    @property
+    def _flat(self) -> bool:
+        return self.values[0] == self.values[-1]
 
     def to_config(self) -> dict[str, Any]:
         return {"kind": self.kind, "count": self.count, "values": list(self.values)}
@@ -131,15 +136,25 @@ def _levels(count: int, knots: int) -> tuple[Tensor, Tensor]:
     return levels, torch.special.ndtri(levels)
 
 
+def _traced_levels(count: int, knots: int) -> tuple[Tensor, Tensor]:
+    """:func:`_levels` as constants of a graph: ONNX has no quantile, and a cache must keep no tensors of a trace."""
+    from scipy.special import ndtri
+
+    levels = (_ranks(count, knots) + 0.5) / count
+    return torch.tensor(levels), torch.tensor(ndtri(levels))
+
+
 def _ranks(count: int, knots: int) -> np.ndarray:
     return np.rint(np.linspace(0, count - 1, knots)).astype(np.int64)
 
 
-def _lines(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear interpolation at x (B,) of increasing points (xs, ys), each (K,)."""
-    if len(xs) == 1 or xs[0] == xs[-1] or ys[0] == ys[-1]:
+def _lines(x: Tensor, xs: Tensor, ys: Tensor, flat: bool) -> Tensor:
+    """Piecewise linear interpolation at x (B,) of increasing points (xs, ys), each (K,); a shift if they are flat."""
+    if flat:
         return x - xs.mean() + ys.mean()
-    right = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
+    exporting = torch.compiler.is_exporting()  # ONNX has no search
+    place = (xs < x[:, None]).sum(1) if exporting else torch.searchsorted(xs, x)
+    right = place.clamp(1, len(xs) - 1)
     x0, x1, y0, y1 = xs[right - 1], xs[right], ys[right - 1], ys[right]
     # A point among equal xs is the caller's to place; here it must only not divide by zero.
     inside = y0 + (x - x0) / torch.where(x1 > x0, x1 - x0, 1.0) * (y1 - y0)
