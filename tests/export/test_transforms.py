@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advect.core.errors import UserError
 from advect.data import (
     Chain,
     Components,
@@ -66,6 +67,10 @@ def test_a_graph_returns_to_the_same_data_units(name: str, format: str) -> None:
     program = tracing.trace(Inverse(transform), [x[:3].clone()], "the transform")
     if format == "onnx":
         pytest.importorskip("onnxscript")
+        if name == "times":  # ONNX Runtime has no arc tangent of float64
+            with pytest.raises(UserError, match=r"cannot run the file .*; take --format torch-export"):
+                tracing.run_onnx(tracing.to_onnx_bytes(program, ["x"], ["y"], "the transform"), {"x": x})
+            return
         got = tracing.run_onnx(tracing.to_onnx_bytes(program, ["x"], ["y"], "the transform"), {"x": x})
     else:
         got = program.module()(x)

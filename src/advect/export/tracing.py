@@ -78,12 +78,17 @@ def require_onnx() -> None:
 
 
 def run_onnx(model: bytes, inputs: dict[str, Tensor]) -> Tensor:
-    """The first output of a file of ONNX, by ONNX Runtime on the CPU."""
+    """The first output of a file of ONNX, by ONNX Runtime on the CPU. Raises UserError for what that cannot run."""
     runtime: Any = optional_import("onnxruntime", "export")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+    try:
+        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+    except Exception as error:  # the runtime's own, of a base that it does not name
+        raise UserError(
+            f"ONNX Runtime cannot run the file ({_first_line(error)}); take --format torch-export"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -135,6 +136,8 @@ class Flow(VelocityField):
         from advect.model.measures import log_prob_bound as log_prob_bound
         from advect.model.measures import straightness as straightness
         from advect.model.posterior import sample_posterior as sample_posterior
+
+        export: Callable[..., list[Path]]  # of a layer above, by its name alone
     else:
         push_to_hub, save_pretrained = LazyMethod("advect.model.hub"), LazyMethod("advect.model.hub")
         sample_posterior = LazyMethod("advect.model.posterior")
