@@ -28,6 +28,17 @@ LEVELS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+_SLOPES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "linear": (lambda t: -torch.ones_like(t), torch.zeros_like),
+    "quadratic": (lambda t: -2 * t, lambda t: -2 * torch.ones_like(t)),
+    "cosine": (
+        lambda t: -math.pi / 2 * torch.sin(math.pi / 2 * t),
+        lambda t: -((math.pi / 2) ** 2) * torch.cos(math.pi / 2 * t),
+    ),
+}
+"""First and second derivatives of the levels, for graphs, which take none of their own."""
+
+
 def _slope(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Derivative of an elementwise function; itself differentiable."""
 
@@ -87,10 +98,14 @@ class VariancePreserving(Schedule):
 
     def coefficients(self, t: Tensor) -> Coefficients:
         u = t.double()  # 1 - s keeps its digits where s is near 1
-        (alpha, s), ds = self._values(u), _slope(self._level)(u)
+        exporting = torch.compiler.is_exporting() and isinstance(self.sigma, str)
+        first = _SLOPES[str(self.sigma)][0] if exporting else _slope(self._level)
+        (alpha, s), ds = self._values(u), first(u)
         d_alpha = -s * ds / alpha
         flat = (alpha == 0) & (ds.abs() < 1e-6)
-        if flat.any():
+        if exporting:
+            d_alpha = torch.where(flat, (-_SLOPES[str(self.sigma)][1](u)).sqrt(), d_alpha)
+        elif flat.any():
             d_alpha = torch.where(flat, (-_slope(_slope(self._level))(u)).sqrt(), d_alpha)
         return Coefficients(*(c.to(t.dtype) for c in (alpha, s, d_alpha, ds)))
 
