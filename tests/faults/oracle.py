@@ -31,8 +31,15 @@ HELD, REFUSED, BROKE = "held", "refused", "broke"
 CHECKPOINTS = ("run/checkpoints/", "run/ema/")
 """Where a damage may not change what is made."""
 
-MARKS = ("samples.json", "report.html", "eval.json", "manifest.json", "average.safetensors", "README.md")
-MARKS = ("samples.json", "report.html", "eval.json", "manifest.json", "average.safetensors", "export.json")
+MARKS = (
+    "samples.json",
+    "report.html",
+    "eval.json",
+    "manifest.json",
+    "average.safetensors",
+    "README.md",
+    "export.json",
+)
 """Files of an output folder that a refused call must not leave new."""
 
 BITS = {".safetensors", ".npy", ".npz", ".csv", ".tsv", ".parquet", ".png", ".bin"}

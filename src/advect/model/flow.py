@@ -132,7 +132,6 @@ class Flow(VelocityField):
     if TYPE_CHECKING:
         from advect.model.hub import push_to_hub as push_to_hub
         from advect.model.hub import save_pretrained as save_pretrained
-        from advect.export.files import export as export
         from advect.model.measures import log_prob_bound as log_prob_bound
         from advect.model.measures import straightness as straightness
         from advect.model.posterior import sample_posterior as sample_posterior
@@ -140,7 +139,6 @@ class Flow(VelocityField):
         export: Callable[..., list[Path]]  # of a layer above, by its name alone
     else:
         push_to_hub, save_pretrained = LazyMethod("advect.model.hub"), LazyMethod("advect.model.hub")
-        sample_posterior = LazyMethod("advect.model.posterior")
         export, sample_posterior = LazyMethod("advect.export.files"), LazyMethod("advect.model.posterior")
         log_prob_bound, straightness = LazyMethod("advect.model.measures"), LazyMethod("advect.model.measures")
 
