@@ -81,7 +81,7 @@ def test_names_resolve(page: Path) -> None:
                     assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
     rooms = "|".join(path.stem for path in (ROOT / "src/advect").glob("[a-z]*") if path.stem != "sklearn")
     for name in re.findall(rf"`(?:advect\.)?((?:{rooms})(?:\.\w+)+)", page.read_text(encoding="utf-8")):
-        if name.rpartition(".")[2] not in ("py", "md", "yaml", "jsonl", "safetensors"):
+        if name.rpartition(".")[2] not in ("py", "md", "yaml", "json", "jsonl", "safetensors"):
             assert resolves(f"advect.{name}"), f"advect.{name}"
 
 
