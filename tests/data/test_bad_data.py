@@ -115,7 +115,7 @@ BAD = {
     "ragged": (write("r.csv", f"a,b\n{ROWS}1,2,3\n"), "r.csv", "r.csv line 42 has 3 fields, the header 2"),
     "missing": (write("m.csv", "a,b\n" + "1.5,\n" * 9), "m.csv", "column 'b' has no values; leave it out with"),
     "column": (write("k.csv", f"a,kind\n{ROWS}"), "k.csv --conditions knd", "no column; did you mean 'kind'?"),
-    "header": (write("h.csv", "a,b\n"), "h.csv", "the table is empty"),
+    "header": (write("h.csv", "a,b\n"), "h.csv", "and no row; give at least one row"),
 }
 
 
