@@ -70,6 +70,17 @@ def test_a_folder_holds_the_same_flow_whatever_becomes_of_the_run(moons_run: Pat
     same_samples(flow, advect.from_pretrained(again.save_pretrained(tmp_path / "copy")[0].parent))
 
 
+def test_weights_are_those_of_now_and_a_checkpoint_is_one(moons_run: Path, tmp_path: Path) -> None:
+    checkpoint = weights(moons_run).parent
+    same_samples(advect.from_pretrained(checkpoint), advect.load(checkpoint))  # its averages, not its raw weights
+    flow = advect.load(checkpoint)
+    with torch.no_grad():
+        next(flow.net.parameters()).add_(0.5)
+    flow.save_pretrained(tmp_path / "changed")
+    same_samples(flow, advect.from_pretrained(tmp_path / "changed"))
+    assert "changed since it was loaded" in (tmp_path / "changed" / "README.md").read_text()
+
+
 def test_conditions_and_their_names_come_back(digits_run: Path, tmp_path: Path) -> None:
     flow = advect.load(digits_run)
     flow.save_pretrained(tmp_path / "a")

@@ -27,7 +27,7 @@ from advect.distributed.comm import broadcast_object, current, sync_errors
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_MANIFEST, _LATEST, BEST = "manifest.json", "latest", "best"
+MANIFEST, _LATEST, BEST = "manifest.json", "latest", "best"
 _NAME = re.compile(r"step-\d{8,}")
 _STEP = re.compile(r"step-(\d+)")
 _EPOCH = re.compile(r"(?:checkpoint[-_])?epoch[-_](\d+)(?:\.pth?)?")
@@ -63,7 +63,7 @@ def checkpoint_step(path: Path) -> int:
 
 def checkpoint_epoch(path: Path) -> int | None:
     """The epoch at whose end a checkpoint was written, None for others; not verified."""
-    epoch = (find_object(path / _MANIFEST) or {}).get("epoch")
+    epoch = (find_object(path / MANIFEST) or {}).get("epoch")
     return epoch if isinstance(epoch, int) else None
 
 
@@ -102,8 +102,8 @@ def close_checkpoint(
     of_epoch = {} if epoch is None else {"epoch": epoch}
     manifest = {"format": FORMAT, "step": step, **of_epoch, "files": {**known, **sum_files(partial, new)}}
     manifest["sha256"] = _seal(manifest)
-    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    for path in [*new, partial / _MANIFEST]:
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    for path in [*new, partial / MANIFEST]:
         sync_file(path)
     for inner in {p.parent for p in _files(partial)}:
         sync_folder(inner)
@@ -151,7 +151,7 @@ def named_checkpoints(folder: Path) -> list[Path]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in ``folder``, oldest first."""
-    return [p for p in named_checkpoints(folder) if (p / _MANIFEST).is_file()]
+    return [p for p in named_checkpoints(folder) if (p / MANIFEST).is_file()]
 
 
 def _latest(folder: Path) -> str:
@@ -236,7 +236,7 @@ def find_checkpoint(path: Path) -> Path:
         best = read_best(path.parent) if path.name == BEST else None
         name = _latest(path.parent) if path.name == _LATEST else best.name if best else ""
         path = path.parent / name if _NAME.fullmatch(name) else path
-    if (path / _MANIFEST).is_file() or path.name.startswith("step-"):
+    if (path / MANIFEST).is_file() or path.name.startswith("step-"):
         if not path.is_dir():
             raise UserError(f"checkpoint {path} does not exist{_siblings(path)}")
         return path
@@ -330,24 +330,24 @@ def verify_checkpoint(path: Path) -> dict:
 
     Raises UserError if the checkpoint is damaged, incomplete, or of a newer format.
     """
-    if not (path / _MANIFEST).exists():
-        raise UserError(f"checkpoint {path} is incomplete: it has no {_MANIFEST}{_siblings(path)}")
-    manifest = find_object(path / _MANIFEST) or {}
+    if not (path / MANIFEST).exists():
+        raise UserError(f"checkpoint {path} is incomplete: it has no {MANIFEST}{_siblings(path)}")
+    manifest = find_object(path / MANIFEST) or {}
     if type(version := manifest.get("format")) is int and version > FORMAT:
         raise UserError(
             f"checkpoint {path} has format {version}, and this advect reads up to {FORMAT}; "
             "install the newer advect that wrote it"
         )
     try:
-        as_record(version, int, path / _MANIFEST)
-        files = as_record(manifest.get("files"), Sums, path / _MANIFEST)
+        as_record(version, int, path / MANIFEST)
+        files = as_record(manifest.get("files"), Sums, path / MANIFEST)
     except UserError:
-        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} cannot be read{_siblings(path)}") from None
+        raise UserError(f"checkpoint {path} is damaged: {MANIFEST} cannot be read{_siblings(path)}") from None
     if manifest.get("sha256") != _seal(manifest):
-        raise UserError(f"checkpoint {path} is damaged: {_MANIFEST} does not match its own sum{_siblings(path)}")
-    extra = {p.relative_to(path).as_posix() for p in _files(path)} - files.keys() - {_MANIFEST}
+        raise UserError(f"checkpoint {path} is damaged: {MANIFEST} does not match its own sum{_siblings(path)}")
+    extra = {p.relative_to(path).as_posix() for p in _files(path)} - files.keys() - {MANIFEST}
     if extra:
-        raise UserError(f"checkpoint {path} holds a file that its {_MANIFEST} does not list: {min(extra)}; remove it")
+        raise UserError(f"checkpoint {path} holds a file that its {MANIFEST} does not list: {min(extra)}; remove it")
     for name, facts in files.items():
         file = path / name
         if not file.is_file():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from advect.checkpoint.manifest import find_weights, named_checkpoint
+from advect.checkpoint.manifest import named_checkpoint
 from advect.config.flags import parse_words
 from advect.config.places import split_words
 from advect.config.section import Section
@@ -56,8 +56,8 @@ def run(words: list[str]) -> None:
         'advect.from_pretrained("OWNER/NAME") loads it.'
     )
     a = parse_words(PushArguments, flags, prog="advect push RUN REPO", description=about)
-    weights = find_weights(named_checkpoint(Path(run), a.checkpoint))
-    flow = load(weights, ema=a.use_ema if a.ema_decay is None else a.ema_decay)
+    source = named_checkpoint(Path(run), a.checkpoint)
+    flow = load(source, ema=a.use_ema if a.ema_decay is None else a.ema_decay)
     if is_folder(repo):
         if a.private:
             raise UserError(f"--private is for the hub, and {repo} is a folder; leave it out")

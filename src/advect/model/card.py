@@ -22,10 +22,12 @@ SHOWN = 20
 """Most values of a condition that are listed."""
 
 
-def card_text(flow: Flow, metadata: ModelMetadata, source: Path, *, name: str, hub: bool, license: str | None) -> str:
-    """README.md of a flow loaded from ``source``, with the head that the Hugging Face hub reads.
+def card_text(
+    flow: Flow, metadata: ModelMetadata, source: Path | None, *, name: str, hub: bool, license: str | None
+) -> str:
+    """README.md of a flow, with the head that the Hugging Face hub reads.
 
-    ``name`` is the repository of the ``hub`` or a folder.
+    ``source`` is the file of its weights; None if they have changed since. ``name`` is the repository of the ``hub`` or a folder.
     """
     tags = ["advect", "flow-matching", flow.spec.modality]
     head = ["---", "library_name: advect", *([f"license: {license}"] if license else []), "tags:"]
@@ -41,7 +43,16 @@ def card_text(flow: Flow, metadata: ModelMetadata, source: Path, *, name: str, h
     body += ["```python", "import advect", "", f'flow = advect.from_pretrained("{name}")']
     body += ["samples = flow.sample(16, seed=0)  # .x in the data's units", "```", ""]
     body += ["## Data", "", f"{what[:1].upper()}{what[1:]}.", *_conditions(flow), ""]
-    body += ["## Measured", "", *_measured(source), "", "## Training", "", *_training(metadata, flow), ""]
+    body += [
+        "## Measured",
+        "",
+        *(_measured(source) if source else ["Not measured: changed since it was loaded."]),
+        "",
+        "## Training",
+        "",
+        *_training(metadata, flow),
+        "",
+    ]
     body += ["## Licence", "", license or "None was given: ask who shares it before you use it.", ""]
     return "\n".join([*head, *body])
 

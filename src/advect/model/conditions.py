@@ -80,6 +80,10 @@ def resolve_conditions(
     return values
 
 
+_MOST = (1 << 63) - 1
+"""More rows than there are."""
+
+
 class _Turns:
     """Each value in turn of several conditions, so that samples have each combination of their values equally often.
 
@@ -94,7 +98,8 @@ class _Turns:
         """Places (n,) in 0 .. count - 1 of the next condition."""
         common, shifts = math.lcm(self.period, count), math.gcd(self.period, count)
         self.period *= count
-        return torch.tensor([(i + i // common % shifts) % count for i in self.rows], dtype=torch.int64)
+        i = torch.arange(self.rows.start, self.rows.stop)
+        return (i + i // min(common, _MOST) % shifts) % count
 
 
 def _sampled(condition: Condition, u: Tensor) -> Tensor:

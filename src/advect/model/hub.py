@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from advect.checkpoint.manifest import MANIFEST
 from advect.checkpoint.tensor_files import load_weights, save_tensors
 from advect.core.errors import UserError, optional_import
 from advect.core.files import atomic_write, atomic_write_text, claim_folder
@@ -36,10 +37,10 @@ def save_pretrained(
     """Write a flow to a folder that :func:`from_pretrained` reads, and that can be shared: return its files.
 
     A model card, ``README.md``, with the data, the training, what was measured of these weights, and ``license``; a
-    picture of samples; ``model.safetensors``, and ``state/data.safetensors`` with the tensors of the data's
-    transform if it has any. Paths of this machine are left out of the configuration. ``name`` is the card's, by
-    default the folder's. Raises UserError for a flow that was not loaded from a file, a folder with other files
-    unless ``overwrite``, and one that cannot be written.
+    picture of samples; ``model.safetensors``, the weights as they are now; and ``state/data.safetensors``, tensors of
+    the data's transform, if it has any. Paths of this machine are left out of the configuration. ``name`` is the
+    card's, by default the folder's. Raises UserError for a flow that was not loaded from a file or has another network
+    since, a folder with other files unless ``overwrite``, and one that cannot be written.
     """
     source, folder = flow.origin, Path(folder)
     if source is None:
@@ -49,9 +50,15 @@ def save_pretrained(
     unfinished = (folder / _LOCK).exists()
     if not (overwrite or unfinished):
         _check_empty(folder)
-    metadata, tensors = read_model_metadata(source), load_weights(source)
+    metadata, tensors = read_model_metadata(source), flow.net.state_dict()
+    known = load_weights(source)
+    if {name: value.shape for name, value in tensors.items()} != {name: value.shape for name, value in known.items()}:
+        raise UserError(f"the network of this flow is no longer that of {source}; share one that advect.load gives")
+    same = all(torch.equal(value.cpu(), known[name]) for name, value in tensors.items())
     shared = replace(metadata, config=_without_places(metadata.config))
-    card = card_text(flow, shared, source, name=name or folder.absolute().name, hub=bool(name), license=license)
+    card = card_text(
+        flow, shared, source if same else None, name=name or folder.absolute().name, hub=bool(name), license=license
+    )
     samples = flow.sample(flow.modality.shown, seed=0)
     picture = flow.modality.plot(samples.x, samples.encoded)
     files = [folder / "samples.png", *[folder / DATA] * bool(metadata.tensors), folder / MODEL, folder / CARD]
@@ -126,7 +133,7 @@ def from_pretrained(
             raise UserError(
                 f"revision is {revision!r}, but {folder} is a folder on disk, which has none; leave it out"
             )
-        if (folder / MODEL).is_file():
+        if (folder / MODEL).is_file() and not (folder / MANIFEST).is_file():  # a checkpoint, which has averages, too
             return load(folder / MODEL, device=device)
         return load(folder, device=device)
     repo = str(repo_or_folder)
@@ -161,8 +168,6 @@ def _explained(repo: str) -> Iterator[None]:
     errors = _errors()
     try:
         yield
-    except UserError:
-        raise
     except errors.GatedRepoError as error:
         raise UserError(f"{repo} is gated: accept its terms on the hub, and log in with hf auth login") from error
     except errors.RevisionNotFoundError as error:
