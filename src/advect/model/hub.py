@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from advect.checkpoint.manifest import MANIFEST
 from advect.checkpoint.tensor_files import load_weights, save_tensors
@@ -50,11 +51,7 @@ def save_pretrained(
     unfinished = (folder / _LOCK).exists()
     if not (overwrite or unfinished):
         _check_empty(folder)
-    metadata, tensors = read_model_metadata(source), flow.net.state_dict()
-    known = load_weights(source)
-    if {name: value.shape for name, value in tensors.items()} != {name: value.shape for name, value in known.items()}:
-        raise UserError(f"the network of this flow is no longer that of {source}; share one that advect.load gives")
-    same = all(torch.equal(value.cpu(), known[name]) for name, value in tensors.items())
+    metadata, (tensors, same) = read_model_metadata(source), _weights(flow, source)
     shared = replace(metadata, config=_without_places(metadata.config))
     card = card_text(
         flow, shared, source if same else None, name=name or folder.absolute().name, hub=bool(name), license=license
@@ -79,6 +76,14 @@ def save_pretrained(
                 _remove(folder, files)
             raise
     return files
+
+
+def _weights(flow: Flow, source: Path) -> tuple[dict[str, Tensor], bool]:
+    """Weights of a flow, and whether they are those of the file that it was loaded from."""
+    now, then = flow.net.state_dict(), load_weights(source)
+    if {name: x.shape for name, x in now.items()} != {name: x.shape for name, x in then.items()}:
+        raise UserError(f"the network of this flow is no longer that of {source}; share one that advect.load gives")
+    return now, all(torch.equal(x.cpu(), then[name]) for name, x in now.items())
 
 
 def _check_empty(folder: Path) -> None:
