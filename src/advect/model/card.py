@@ -27,7 +27,8 @@ def card_text(
 ) -> str:
     """README.md of a flow, with the head that the Hugging Face hub reads.
 
-    ``source`` is the file of its weights; None if they have changed since. ``name`` is the repository of the ``hub`` or a folder.
+    ``source`` is the file of its weights, None if they have changed since; ``name`` is the repository of the ``hub``
+    or a folder.
     """
     tags = ["advect", "flow-matching", flow.spec.modality]
     head = ["---", "library_name: advect", *([f"license: {license}"] if license else []), "tags:"]
